@@ -1,0 +1,90 @@
+"""Where replicas come from: one Protocol of three idempotent verbs, and what they speak in.
+
+`local` runs replicas as processes of this machine, `static` hands out servers that somebody else runs,
+`skypilot` launches clusters. One conformance suite (tests/replicas/provisioners/) holds for all of them.
+
+Errors, named by what the caller may do next:
+
+    LaunchError          the launch did not happen; `permanent` says whether asking again could help
+    └─ NoCapacity        nothing free at the moment (never permanent): ask again, hold the requests
+    TerminateError       the replica is not verified gone and may still cost money: call terminate again
+    InstancesUnknown     what exists could not be found out; conclude nothing from it, ask again
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from replicas.spec import Service
+
+
+class LaunchError(Exception):
+    """A launch that did not happen. `reason` is a sentence for people: the provisioner's own cause.
+
+    `permanent`: the same launch would fail again (bad YAML, no cloud access), so nobody should wait for it.
+    """
+
+    def __init__(self, reason: str, *, permanent: bool = True) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.permanent = permanent
+
+
+class NoCapacity(LaunchError):
+    """Nothing free anywhere it may be launched, right now."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, permanent=False)
+
+
+class TerminateError(Exception):
+    """The replica is not verified gone. The caller must keep its row and call `terminate` again."""
+
+
+class InstancesUnknown(Exception):
+    """The provisioner cannot say what exists (its API does not answer). Not the same as "nothing exists"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """What a provisioner really has under a replica's id."""
+
+    id: str
+    alive: bool                       # False: it ended by itself or was taken from us; terminate it
+    url: str | None = None            # base URL without a trailing slash; None while there is none to dial
+    phase: str | None = None          # cold-start phase (replicas/phases.py); None: not known, or over
+    progress: float | None = None     # of the phase, 0..1
+    hourly_cost: float | None = None  # dollars per hour for the whole replica, all its nodes
+    detail: str = ""                  # why it is dead: exit code and last words; "" when alive
+
+
+class Provisioner(Protocol):
+    """Three idempotent verbs. Each may be called again after a crash in the middle of the last call."""
+
+    async def launch(self, replica_id: str, service: Service, env: Mapping[str, str]) -> None:
+        """Make the replica exist and submit its `run`; return then, long before it can serve.
+
+        A second launch of a live id does nothing. `env` is added to the YAML's envs and secrets and wins.
+        Raises LaunchError (or NoCapacity); what a failed launch left behind is shown by `instances` and
+        removed by `terminate`. Cancelling the call undoes nothing: `terminate` does.
+        """
+
+    async def terminate(self, replica_id: str) -> None:
+        """End the replica, return when verified gone; an absent id is success. Raises TerminateError."""
+
+    async def instances(self) -> dict[str, Instance]:
+        """All of **our** owner that truly exists, and what ended without having been terminated.
+
+        Raises InstancesUnknown when that cannot be told; an empty answer means: nothing exists.
+        """
+
+    async def close(self) -> None:
+        """Release threads and files of this process. Ends no replica."""
+
+
+def owned_by(replica_id: str, owner: str) -> bool:
+    """Whether the name is `<service>-gw-<owner>-<n>` of this owner: nothing else is ever touched."""
+    service, _, number = replica_id.rpartition(f"-gw-{owner}-")
+    return bool(service) and number.isascii() and number.isdigit()
