@@ -1,0 +1,360 @@
+"""Every option of `gateway up`, in one table: name, default, kind, one sentence, environment variable.
+
+`cli.py` makes its options from `SETTINGS`, the README's table is generated from it, and `Settings` is the
+frozen value that the supervisor hands to its children as JSON. All times are seconds, all sizes bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["text", "int", "float", "flag", "path", "texts"]
+
+DEFAULT_CONFIG = "local.yaml"
+MIN_KEY_CHARACTERS = 8
+# sun_path of a unix socket is 104 bytes on macOS, 108 on Linux, the final zero included.
+MAX_SOCKET_PATH_BYTES = 103
+CONTROL_SOCKET = "control.sock"
+
+
+class SettingsError(ValueError):
+    """An option that cannot work. The text is one line and says what to do next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of the table. `default` is what the command line would say; `choices` limits a text."""
+
+    name: str
+    default: Any
+    kind: Kind
+    sentence: str
+    choices: tuple[str, ...] = ()
+    variable: str = ""
+    secret: bool = False
+    metavar: str = ""
+
+    @property
+    def option(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def env(self) -> str:
+        return self.variable or f"GATEWAY_{self.name.upper()}"
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("host", "127.0.0.1", "text", "Address of the public port; anything but loopback needs API keys."),
+    Setting("port", 8000, "int", "Public port: the OpenAI API (0 = any free port)."),
+    Setting("admin_host", "127.0.0.1", "text", "Address of the admin port; not loopback: needs --admin-key."),
+    Setting("admin_port", 8001, "int", "Admin port: status page, /admin and /metrics (0 = any free port)."),
+    Setting("admin_key", None, "text", "Bearer key that the admin port asks for.", secret=True),
+    Setting("state_dir", "~/.gateway", "path", "Folder with replicas, costs, logs; one per gateway."),
+    Setting(
+        "provisioner",
+        None,
+        "text",
+        "Where replicas come from (default: static with --replica, local without a FILE, else skypilot).",
+        choices=("local", "static", "skypilot"),
+    ),
+    Setting(
+        "replica",
+        (),
+        "texts",
+        "URL of a server that already runs, for the static provisioner (repeatable).",
+        variable="GATEWAY_REPLICAS",
+        metavar="URL",
+    ),
+    Setting(
+        "replica_api_key",
+        None,
+        "text",
+        "API key the replicas ask for (default: one is made per service and passed as REPLICA_API_KEY).",
+        secret=True,
+    ),
+    Setting(
+        "api_key",
+        (),
+        "texts",
+        "API key that clients send, with a name for logs (repeatable; at least 8 characters).",
+        variable="GATEWAY_API_KEYS",
+        secret=True,
+        metavar="NAME=KEY",
+    ),
+    Setting("insecure_open", False, "flag", "Serve other machines without any API key."),
+    Setting("workers", 1, "int", "Worker processes on the public port."),
+    Setting("log_level", "info", "text", "What is logged.", choices=("debug", "info", "warning", "error")),
+    Setting("access_log", None, "text", "File for one JSON line per request (- = stderr).", metavar="FILE"),
+    Setting("max_body", 33_554_432, "int", "Largest request body, bytes (32 MiB); more is 413."),
+    Setting("max_waiting", 1000, "int", "Requests held at once over all workers; more is 429."),
+    Setting("max_waiting_bytes", 1_073_741_824, "int", "Bytes of held bodies over all workers (1 GiB)."),
+    Setting(
+        "hold",
+        "beats",
+        "text",
+        "How a request waits for a cold start: kept alive by beats, silently, or refused with an ETA.",
+        choices=("beats", "silent", "reject"),
+    ),
+    Setting("hold_max", None, "float", "Longest hold (default: provision timeout + initial delay + 300 s)."),
+    Setting("commit_after", 5.0, "float", "Silence before a held request is answered 200 and kept alive."),
+    Setting("beat_every", 8.0, "float", "Seconds between beats to a waiting client."),
+    Setting("beat_after", 45.0, "float", "Silence of a replica after which beats begin (0 = never)."),
+    Setting("upstream_timeout", 1800.0, "float", "Longest silence of a replica within one request."),
+    Setting("connect_timeout", 5.0, "float", "Longest dial to a replica."),
+    Setting("write_timeout", 300.0, "float", "How long a client may read nothing before it is cut off."),
+    Setting("drain_timeout", 30.0, "float", "Time that running answers get when the gateway stops."),
+    Setting("drain_limit", 3600.0, "float", "Time that running answers get when a replica is taken out."),
+    Setting("provision_timeout", 1200.0, "float", "Longest wait for a machine before a launch has failed."),
+    Setting("idle_timeout", None, "float", "Idle time before zero (default: max(1200, last cold start))."),
+    Setting("target_in_flight", None, "float", "In-flight per replica to scale for (default: window)."),
+    Setting("window_max", 64, "int", "Most requests given to one replica at a time."),
+    Setting("min_replicas", None, "int", "Fewest replicas, instead of the YAML's figure."),
+    Setting("max_replicas", None, "int", "Most replicas, instead of the YAML's figure."),
+    Setting("model", None, "text", "Model name clients see (default: from the YAML's command)."),
+    Setting("price", None, "float", "Dollars per replica hour, for local and static replicas."),
+    Setting("probe_interval", None, "float", "Seconds between readiness probes (default: the YAML's)."),
+    Setting("upscale_delay", None, "float", "Sustained demand before scaling up (default: the YAML's)."),
+    Setting("downscale_delay", None, "float", "Sustained quiet before scaling down (default: the YAML's)."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Validated options; `make` is the way to get one from input. `file` None = the embedded YAML."""
+
+    file: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    admin_host: str = "127.0.0.1"
+    admin_port: int = 8001
+    admin_key: str | None = None
+    state_dir: Path = field(default_factory=lambda: Path("~/.gateway").expanduser())
+    provisioner: Literal["local", "static", "skypilot"] | None = None
+    replica: tuple[str, ...] = ()
+    replica_api_key: str | None = None
+    api_key: tuple[tuple[str, str], ...] = ()
+    insecure_open: bool = False
+    workers: int = 1
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    access_log: str | None = None
+    max_body: int = 33_554_432
+    max_waiting: int = 1000
+    max_waiting_bytes: int = 1_073_741_824
+    hold: Literal["beats", "silent", "reject"] = "beats"
+    hold_max: float | None = None
+    commit_after: float = 5.0
+    beat_every: float = 8.0
+    beat_after: float = 45.0
+    upstream_timeout: float = 1800.0
+    connect_timeout: float = 5.0
+    write_timeout: float = 300.0
+    drain_timeout: float = 30.0
+    drain_limit: float = 3600.0
+    provision_timeout: float = 1200.0
+    idle_timeout: float | None = None
+    target_in_flight: float | None = None
+    window_max: int = 64
+    min_replicas: int | None = None
+    max_replicas: int | None = None
+    model: str | None = None
+    price: float | None = None
+    probe_interval: float | None = None
+    upscale_delay: float | None = None
+    downscale_delay: float | None = None
+
+    @property
+    def yaml(self) -> Path:
+        """The YAML to serve: FILE, or the embedded default service."""
+        return self.file or find_config(DEFAULT_CONFIG)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` gives back an equal value."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Settings:
+        given = dict(values)
+        given["file"] = Path(given["file"]) if given.get("file") else None
+        given["state_dir"] = Path(given["state_dir"])
+        given["replica"] = tuple(given.get("replica", ()))
+        given["api_key"] = tuple((name, key) for name, key in given.get("api_key", ()))
+        return cls(**given)
+
+    def __repr__(self) -> str:
+        public, admin = f"{self.host}:{self.port}", f"{self.admin_host}:{self.admin_port}"
+        return f"<Settings {public} admin {admin} state {self.state_dir}>"
+
+
+def make(file: str | Path | None = None, **values: Any) -> Settings:
+    """Settings from a person's input (strings of a command line or an environment). Raises SettingsError."""
+    rows = {row.name: row for row in SETTINGS}
+    for name in values:
+        if name not in rows:
+            raise SettingsError(f"unknown setting {name!r}: known are {', '.join(rows)}")
+    full = {row.name: values.get(row.name, row.default) for row in SETTINGS}
+    clean: dict[str, Any] = {name: _read(rows[name], value) for name, value in full.items()}
+    clean["api_key"] = parse_api_keys(clean["api_key"])
+    clean["state_dir"] = Path(clean["state_dir"]).expanduser().absolute()
+    settings = Settings(file=Path(file).expanduser() if file else None, **clean)
+    _check(settings)
+    return settings
+
+
+def parse_api_keys(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """(name, key) pairs from `NAME=KEY` texts, each of which may hold several, split by commas or spaces."""
+    pairs: dict[str, str] = {}
+    for text in texts:
+        for item in re.split(r"[,\s]+", text.strip()):
+            if not item:
+                continue
+            name, equals, key = item.partition("=")
+            if not (name and equals):
+                raise SettingsError("--api-key wants NAME=KEY, like --api-key alice=$(openssl rand -hex 24)")
+            if len(key) < MIN_KEY_CHARACTERS:
+                raise SettingsError(
+                    f"--api-key {name}=...: the key has {len(key)} characters, at least"
+                    f" {MIN_KEY_CHARACTERS} are needed; make one with `openssl rand -hex 24`"
+                )
+            if name in pairs:
+                raise SettingsError(f"--api-key: the name {name!r} is there twice; give each key its own")
+            pairs[name] = key
+    return tuple(pairs.items())
+
+
+def is_loopback(host: str) -> bool:
+    """True when only this machine can reach `host`. An unknown name counts as reachable."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def find_config(name: str) -> Path:
+    """A file of `config/`: shipped inside an installed wheel, beside the package in a checkout."""
+    here = Path(__file__).resolve().parent
+    for folder in (here / "_config", here.parent / "config"):
+        if (folder / name).is_file():
+            return folder / name
+    raise SettingsError(f"config/{name} is missing here: install skygate again, or name a FILE")
+
+
+def guess_provisioner(settings: Settings) -> Literal["local", "static", "skypilot"]:
+    """`--provisioner`, or when left out: static with URLs, local without a FILE, else skypilot."""
+    if settings.provisioner is not None:
+        return settings.provisioner
+    if settings.replica:
+        return "static"
+    if settings.file is None:
+        return "local"
+    try:
+        embedded = settings.file.samefile(find_config(DEFAULT_CONFIG))
+    except (OSError, SettingsError):
+        embedded = False
+    return "local" if embedded else "skypilot"
+
+
+def _read(row: Setting, value: Any) -> Any:
+    """One value in its kind's type."""
+    if value is None or value == "":
+        return row.default if row.default is None else _read(row, row.default)
+    try:
+        match row.kind:
+            case "int":
+                return int(value)
+            case "float":
+                number = float(value)
+                if number != number or number in (float("inf"), float("-inf")):
+                    raise ValueError
+                return number
+            case "flag":
+                return value if isinstance(value, bool) else _flag(str(value))
+            case "texts":
+                items = re.split(r"[,\s]+", value.strip()) if isinstance(value, str) else value
+                return tuple(str(item) for item in items if item)
+            case _:
+                text = str(value)
+    except ValueError:
+        what = {"int": "a whole number", "float": "a number", "flag": "true or false"}[row.kind]
+        raise SettingsError(f"{row.option} ({row.env}) wants {what}, not {value!r}") from None
+    if row.choices and text not in row.choices:
+        raise SettingsError(f"{row.option} ({row.env}) is one of {', '.join(row.choices)}, not {text!r}")
+    return text
+
+
+def _flag(text: str) -> bool:
+    if text.lower() in ("1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("0", "false", "no", "off"):
+        return False
+    raise ValueError
+
+
+# Smallest allowed value of each number; everything else that is a number must be > 0.
+_LEAST: dict[str, float] = {
+    **dict.fromkeys(("port", "admin_port", "beat_after", "commit_after"), 0),
+    **dict.fromkeys(("max_waiting", "max_waiting_bytes"), 0),
+    **dict.fromkeys(("min_replicas", "max_replicas", "price", "idle_timeout", "drain_timeout"), 0),
+    **dict.fromkeys(("drain_limit", "upscale_delay", "downscale_delay"), 0),
+    **dict.fromkeys(("workers", "window_max", "max_body"), 1),
+}
+_MOST: dict[str, float] = {"port": 65535, "admin_port": 65535, "workers": 64}
+
+
+def _check(settings: Settings) -> None:
+    for row in SETTINGS:
+        value = getattr(settings, row.name)
+        if row.kind not in ("int", "float") or value is None:
+            continue
+        least, most = _LEAST.get(row.name), _MOST.get(row.name)
+        if least is None and value <= 0:
+            raise SettingsError(f"{row.option} must be more than 0, not {value:g}")
+        if least is not None and value < least:
+            raise SettingsError(f"{row.option} must be at least {least:g}, not {value:g}")
+        if most is not None and value > most:
+            raise SettingsError(f"{row.option} must be at most {most:g}, not {value:g}")
+    if not is_loopback(settings.host) and not settings.api_key and not settings.insecure_open:
+        raise SettingsError(
+            f"--host {settings.host} lets other machines in, and without API keys they could start replicas"
+            " at your cost: add --api-key NAME=KEY (or GATEWAY_API_KEYS), or --insecure-open if you mean it"
+        )
+    if not is_loopback(settings.admin_host) and not settings.admin_key:
+        raise SettingsError(
+            f"--admin-host {settings.admin_host} lets other machines in: add --admin-key KEY"
+            " (or GATEWAY_ADMIN_KEY), or leave the admin port on 127.0.0.1"
+        )
+    if settings.admin_key is not None and len(settings.admin_key) < MIN_KEY_CHARACTERS:
+        raise SettingsError(f"--admin-key: {MIN_KEY_CHARACTERS} characters or more; `openssl rand -hex 24`")
+    if settings.port and (settings.host, settings.port) == (settings.admin_host, settings.admin_port):
+        raise SettingsError(f"--port and --admin-port are both {settings.port}: change one of them")
+    _check_replicas(settings)
+    socket_path = settings.state_dir / CONTROL_SOCKET
+    size = len(str(socket_path).encode())
+    if size > MAX_SOCKET_PATH_BYTES:
+        raise SettingsError(
+            f"--state-dir {settings.state_dir} is too long for the unix socket inside it ({size} bytes,"
+            f" at most {MAX_SOCKET_PATH_BYTES}): choose a shorter path"
+        )
+    if settings.file is not None and not settings.file.is_file():
+        raise SettingsError(f"{settings.file}: no such file; name a SkyPilot YAML, or no FILE to try it here")
+
+
+def _check_replicas(settings: Settings) -> None:
+    low, high = settings.min_replicas, settings.max_replicas
+    if low is not None and high is not None and low > high:
+        raise SettingsError(f"--min-replicas {low} is more than --max-replicas {high}")
+    if settings.replica and settings.provisioner not in (None, "static"):
+        raise SettingsError(f"--replica goes with --provisioner static, not {settings.provisioner}")
+    if settings.provisioner == "static" and not settings.replica:
+        raise SettingsError("--provisioner static needs at least one --replica URL (or GATEWAY_REPLICAS)")
+    for url in settings.replica:
+        if not re.fullmatch(r"http://[^/?#\s]+/?", url):
+            raise SettingsError(f"--replica {url}: wants http://HOST:PORT and nothing after it")
+    if len(set(settings.replica)) != len(settings.replica):
+        raise SettingsError("--replica: the same URL is given twice; each server is named once")
