@@ -16,8 +16,8 @@ from typing import Any, Final, Literal
 
 Failure = Literal["preempted", "crashed", "timeout", "gave_up"]
 """Why a replica FAILED. preempted: its machine is gone. crashed: machine there, `run` ended (or a permanent
-launch error). timeout: never READY within the initial delay, or probes failed for too long. gave_up: no capacity
-within the provision timeout."""
+launch error). timeout: never READY within the initial delay, or probes failed for too long. gave_up: no
+capacity within the provision timeout."""
 
 
 class State(StrEnum):
