@@ -1,0 +1,74 @@
+"""The YAMLs that are shipped parse, and say what they should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from replicas import command
+from replicas.spec import Service, load
+
+CONFIG = Path(__file__).parent.parent / "config"
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Service:
+    return load(CONFIG / "deepseek-r1-671b.yaml")
+
+
+@pytest.fixture(scope="module")
+def local() -> Service:
+    return load(CONFIG / "local.yaml")
+
+
+def test_the_recipe_parses_to_what_skypilots_readme_says(recipe: Service) -> None:
+    assert recipe.probe.path == "/health"
+    assert recipe.probe.initial_delay_seconds == 3600
+    assert (recipe.policy.min_replicas, recipe.policy.max_replicas) == (0, 2)
+    assert recipe.port == 30000
+    assert recipe.model == "deepseek-ai/DeepSeek-R1"
+    assert (recipe.name, recipe.num_nodes) == ("deepseek-r1", 2)
+
+
+def test_the_recipe_pins_sglang_and_has_todays_flags(recipe: Service) -> None:
+    assert '"sglang[all]==0.5.23"' in recipe.setup
+    assert command.flag(recipe.run, {}, "--reasoning-parser") == "deepseek-r1"
+    for flag in ("--enable-metrics", "--max-queued-requests", "--tp-size", "--api-key"):
+        assert command.has_flag(recipe.run, flag), flag
+    for gone in ("--tp", "--model", "--enable-dp-attention"):
+        assert not command.has_flag(recipe.run, gone), gone
+
+
+def test_the_recipe_warns_only_of_what_sky_serve_would_refuse(recipe: Service) -> None:
+    assert [warning.partition(":")[0] for warning in recipe.warnings] == [
+        "resources",
+        "service.replica_policy",
+    ]
+
+
+def test_the_replicas_key_has_no_value_in_any_yaml(recipe: Service, local: Service) -> None:
+    for service in (recipe, local):
+        assert service.secrets == {}
+        assert service.task["secrets"] == {"REPLICA_API_KEY": None}
+        assert '--api-key "$REPLICA_API_KEY"' in service.run
+
+
+def test_what_skypilot_gets_of_the_recipe_has_no_service_section(recipe: Service) -> None:
+    assert set(recipe.task) == {"name", "resources", "num_nodes", "secrets", "setup", "run"}
+    assert recipe.task["resources"]["any_of"] == [{"use_spot": True}, {"use_spot": False}]
+
+
+def test_the_embedded_service_is_the_recipe_on_this_machine(local: Service) -> None:
+    assert local.model == "deepseek-ai/DeepSeek-R1"
+    assert (local.policy.min_replicas, local.policy.max_replicas) == (0, 2)
+    assert local.probe.endpoint_probe_interval_seconds == 1
+    assert "replicas.simulator" in local.run
+    assert command.flag(local.run, {}, "--port") == "30000"
+    assert command.flag(local.run, {"REPLICA_PORT": "41234"}, "--port") == "41234"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG.rglob("*.y*ml")), ids=lambda path: path.name)
+def test_every_yaml_in_config_is_yaml(path: Path) -> None:
+    assert yaml.safe_load(path.read_text())
