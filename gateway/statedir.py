@@ -1,0 +1,117 @@
+"""The state dir as the processes on this machine share it: its lock, and the file that says where a gateway
+is."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+LOCK_FILE = "gateway.lock"
+ADDRESS_FILE = "gateway.json"
+METRICS_FOLDER = "metrics"
+# Children of a killed supervisor leave at once; one that is inside a system call gets this long.
+LOCK_WAIT_SECONDS = 10.0
+
+
+class StateDirBusy(Exception):
+    """Another gateway lives in this state dir. The text is one line and says what to do next."""
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process with this id runs; one that only waits to be reaped does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    with contextlib.suppress(OSError):  # no /proc on macOS
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
+    return True
+
+
+def lock(
+    folder: Path,
+    *,
+    wait_s: float = LOCK_WAIT_SECONDS,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> int:
+    """Make the state dir (0700), take it and return the descriptor that holds it: with `flock`, so it is free
+    when the last process that inherited the descriptor is gone. Waits for the children of a killed gateway.
+
+    Raises StateDirBusy naming the holder.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StateDirBusy(
+            f"the state dir {folder} cannot be used ({error.strerror}): give --state-dir a folder of your own"
+        ) from None
+    deadline = clock() + wait_s
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = _holder(fd)
+            if holder is not None and is_alive(holder):
+                os.close(fd)
+                raise StateDirBusy(
+                    f"a gateway (pid {holder}) already runs with the state dir {folder}: `gateway status`"
+                    " shows it, `gateway down` ends it, or give this one a --state-dir of its own"
+                ) from None
+            if clock() >= deadline:
+                os.close(fd)
+                raise StateDirBusy(
+                    f"the state dir {folder} is still held by processes of a gateway that is gone (it was pid"
+                    f" {holder}): end them, or give this one a --state-dir of its own"
+                ) from None
+            sleep(0.05)
+            continue
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()} skygate\n".encode(), 0)
+        return fd
+
+
+def _holder(fd: int) -> int | None:
+    first = os.pread(fd, 64, 0).split()[:1]
+    return int(first[0]) if first and first[0].isdigit() else None
+
+
+def write_address(folder: Path, values: dict[str, Any]) -> None:
+    """Say where the gateway of this state dir listens, for the CLI. Replaced whole: no reader sees half a
+    file."""
+    new = folder / (ADDRESS_FILE + ".new")
+    new.write_text(json.dumps(values) + "\n")
+    new.replace(folder / ADDRESS_FILE)
+
+
+def read_address(folder: Path) -> dict[str, Any] | None:
+    """What `write_address` said, when that gateway still runs."""
+    try:
+        values = json.loads((folder / ADDRESS_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) and is_alive(int(values.get("pid", 0))) else None
+
+
+def forget_address(folder: Path) -> None:
+    (folder / ADDRESS_FILE).unlink(missing_ok=True)
+
+
+def empty_metrics(folder: Path) -> Path:
+    """The folder of prometheus_client's mmap files, without those of an earlier run (they would be summed
+    in)."""
+    metrics = folder / METRICS_FOLDER
+    metrics.mkdir(mode=0o700, exist_ok=True)
+    for file in metrics.glob("*.db"):
+        file.unlink()
+    return metrics

@@ -1,0 +1,320 @@
+"""The process of `gateway up`: owns sockets, board and metrics folder; starts, restarts and reaps the
+children.
+
+No business logic and no event loop: signals arrive through a pipe, one `select` waits for everything.
+Children live in sessions of their own, so that Ctrl-C reaches this process alone and the order of stopping is
+ours: workers stop accepting, end held requests, drain; (replicas, where they end with the gateway);
+controller; we.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException
+from typing import Any, Literal
+
+from gateway import processes, sockets, statedir
+from gateway.child import EXIT_CONFIG, EXIT_DOWN, VARIABLE, Child
+from gateway.settings import SETTINGS, Settings
+from replicas.board import Board
+
+log = logging.getLogger("gateway.supervisor")
+
+BOARD_FILE = "load.board"
+# A child that dies young is started again after 0.1 s, 0.2 s ... 5 s, by its deaths within the last 10 s.
+FIRST_RESTART_SECONDS, LAST_RESTART_SECONDS, DEATHS_REMEMBERED_SECONDS = 0.1, 5.0, 10.0
+# Beyond drain_timeout, for a worker to write what it has and leave; and for the controller to save.
+GRACE_SECONDS = 5.0
+# What is left of a worker's life after a second signal.
+HURRY_SECONDS = 2.0
+# `local` replicas get SIGTERM, then SIGKILL after a while; verified gone well within this.
+END_REPLICAS_SECONDS = 60.0
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+Role = Literal["controller", "worker"]
+Commands = Mapping[Role, list[str]]
+
+
+@dataclass(slots=True)
+class Slot:
+    """One child's place: the process may change, role and index do not. Mutable, by the supervisor alone."""
+
+    role: Role
+    index: int
+    listener: socket.socket
+    process: subprocess.Popen[bytes] | None = None
+    deaths: deque[float] = field(default_factory=deque)
+    restart_at: float | None = None
+    exit_code: int | None = None
+
+    @property
+    def name(self) -> str:
+        return "controller" if self.role == "controller" else f"worker {self.index}"
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None
+
+    def send(self, number: signal.Signals) -> None:
+        if self.process is not None:
+            self.process.send_signal(number)  # does nothing when it is dead already
+
+
+class Supervisor:
+    """`run()` blocks until the gateway has ended and returns the exit code.
+
+    `services`: names by service index, for accounting a dead worker's requests. `end_replicas`: replicas end
+    with the gateway (demo, `local` on a terminal). `commands`: how each role is started (stubs in tests).
+    `say`: lines for the person who started it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        services: tuple[str, ...],
+        *,
+        end_replicas: bool = False,
+        commands: Commands | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.services = services
+        self.end_replicas = end_replicas
+        self.url = self.admin_url = ""
+        self._commands = commands or {
+            "controller": processes.module_command("gateway.admin"),
+            "worker": processes.module_command("gateway.app"),
+        }
+        self._say = say or (lambda line: print(line, file=sys.stderr, flush=True))
+        self._slots: list[Slot] = []
+        self._stops = 0  # stop signals so far
+        self._stopping = False
+        self._verdict: int | None = None  # exit code, once a child's exit decided it
+        self._wake_r = -1
+
+    def __repr__(self) -> str:
+        alive = sum(slot.running for slot in self._slots)
+        return f"<Supervisor {self.url} children={alive}/{len(self._slots)} stops={self._stops}>"
+
+    def run(self) -> int:
+        """Raises StateDirBusy and PortError (one line each) before anything has been started."""
+        processes.raise_file_limit()
+        folder = self.settings.state_dir
+        with ExitStack() as stack:
+            self._lock_fd = statedir.lock(folder)
+            stack.callback(os.close, self._lock_fd)
+            count = self.settings.workers
+            listeners = sockets.listen(self.settings.host, self.settings.port, count, "--port")
+            for listener in listeners:
+                stack.callback(listener.close)
+            (admin,) = sockets.listen(self.settings.admin_host, self.settings.admin_port, 1, "--admin-port")
+            stack.callback(admin.close)
+            self.url = sockets.url(listeners[0], self.settings.host)
+            self.admin_url = sockets.url(admin, self.settings.admin_host)
+            self._metrics_folder = statedir.empty_metrics(folder)
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self._metrics_folder)
+            self._board = stack.enter_context(Board.create(folder / BOARD_FILE, count))
+            self._alive_r, alive_w = os.pipe()
+            stack.callback(os.close, self._alive_r)
+            stack.callback(os.close, alive_w)
+            self._wake_r = stack.enter_context(processes.signals_as_bytes(*_STOP_SIGNALS, signal.SIGCHLD))
+            self._slots = [Slot("controller", 0, admin)]
+            self._slots += [Slot("worker", i, listeners[i % len(listeners)]) for i in range(count)]
+            statedir.write_address(folder, self._address())
+            stack.callback(statedir.forget_address, folder)
+            stack.callback(self._kill_all)
+            for slot in self._slots:
+                self._start(slot)
+            return self._watch()
+
+    # -- the three phases: watch, stop, done
+    # ------------------------------------------------------------------
+
+    def _watch(self) -> int:
+        while True:
+            if self._verdict is not None or self._stops:
+                return self._stop()
+            due = [slot.restart_at for slot in self._slots if slot.restart_at is not None]
+            self._wait(min(due) - time.monotonic() if due else None)
+            now = time.monotonic()
+            for slot in self._slots:
+                if slot.restart_at is not None and slot.restart_at <= now and not self._stops:
+                    self._start(slot)
+
+    def _stop(self) -> int:
+        workers = [slot for slot in self._slots if slot.role == "worker"]
+        controller = self._slots[0]
+        self._stopping = True
+        keep = self._verdict is None and not self.end_replicas
+        if keep:
+            self._tell_what_keeps_running()
+        else:
+            self._say("stopping" if self._verdict is None else "ending the gateway")
+        for slot in workers:
+            slot.listener.close()  # or the kernel would go on queueing connections that nobody answers
+        self._end(workers, self.settings.drain_timeout + GRACE_SECONDS)
+        if self.end_replicas and self._verdict is None:
+            self._end_replicas(controller)
+        self._end([controller], GRACE_SECONDS)
+        return 0 if self._verdict is None else self._verdict
+
+    def _end(self, slots: Iterable[Slot], seconds: float) -> None:
+        """SIGTERM, then SIGKILL when `seconds` are over, or 2 s after a person asked to hurry."""
+        slots = list(slots)
+        for slot in slots:
+            slot.restart_at = None
+            slot.send(signal.SIGTERM)
+        deadline, hurried = time.monotonic() + seconds, self._stops
+        while any(slot.running for slot in slots):
+            now = time.monotonic()
+            if now >= deadline:
+                for slot in slots:
+                    if slot.running:
+                        log.warning("%s did not end in time: killed", slot.name)
+                        slot.send(signal.SIGKILL)
+                deadline = now + GRACE_SECONDS
+            self._wait(deadline - now)
+            if self._stops > hurried:
+                hurried, deadline = self._stops, min(deadline, time.monotonic() + HURRY_SECONDS)
+                for slot in slots:
+                    slot.send(signal.SIGTERM)
+
+    def _end_replicas(self, controller: Slot) -> None:
+        """Ask the controller for `down` and wait until it says (by its exit code) that every replica is
+        gone."""
+        deadline, asked, hurried = time.monotonic() + END_REPLICAS_SECONDS, False, self._stops
+        controller.exit_code = None
+        while controller.exit_code != EXIT_DOWN:
+            now = time.monotonic()
+            if now >= deadline or self._stops > hurried:
+                self._say("replicas may still run: `gateway down` ends them")
+                return
+            if not controller.running and (controller.restart_at is None or controller.restart_at <= now):
+                self._start(controller)
+                asked = False
+            if not asked:
+                asked = self._admin("POST", "/admin/down") is not None
+            self._wait(min(deadline - now, 1.0 if asked else 0.2))
+
+    # -- children
+    # ---------------------------------------------------------------------------------------------
+
+    def _start(self, slot: Slot) -> None:
+        child = Child(self.settings, slot.index, slot.listener.fileno(), self._alive_r, self._lock_fd)
+        ours = {row.env for row in SETTINGS}
+        environment = {k: v for k, v in os.environ.items() if k not in ours}
+        environment[VARIABLE] = child.to_env()
+        slot.restart_at = None
+        slot.process = subprocess.Popen(
+            self._commands[slot.role],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            pass_fds=(slot.listener.fileno(), self._alive_r, self._lock_fd),
+            start_new_session=True,
+        )
+        log.debug("%s is pid %d", slot.name, slot.process.pid)
+
+    def _wait(self, seconds: float | None) -> None:
+        """Sleep until a signal, a child's death or the time; then look after all of them."""
+        ready, _, _ = select.select([self._wake_r], [], [], None if seconds is None else max(0.0, seconds))
+        if ready:
+            for number in os.read(self._wake_r, 4096):
+                if number in _STOP_SIGNALS:
+                    self._stops += 1
+        for slot in self._slots:
+            if slot.process is not None and slot.process.poll() is not None:
+                self._reap(slot, slot.process.returncode)
+        if os.getpid() == 1:
+            processes.reap_orphans({slot.process.pid for slot in self._slots if slot.process is not None})
+
+    def _reap(self, slot: Slot, code: int) -> None:
+        now = time.monotonic()
+        slot.process, slot.exit_code = None, code
+        if slot.role == "worker":
+            self._account(slot.index)
+        if slot.role == "controller" and code == EXIT_DOWN:
+            self._verdict = 0
+        elif code == EXIT_CONFIG and not self._stopping:
+            self._verdict = 1
+        elif not self._stopping or (slot.role == "controller" and self.end_replicas):
+            slot.deaths.append(now)
+            while slot.deaths[0] < now - DEATHS_REMEMBERED_SECONDS:
+                slot.deaths.popleft()
+            pause = min(LAST_RESTART_SECONDS, FIRST_RESTART_SECONDS * 2 ** (len(slot.deaths) - 1))
+            slot.restart_at = now + pause
+            how = processes.describe_exit(code)
+            log.warning("%s ended (%s): started again in %.1f s", slot.name, how, pause)
+
+    def _account(self, worker: int) -> None:
+        lost = self._board.zero_worker(worker)
+        if lost:
+            from gateway import metrics  # only now: PROMETHEUS_MULTIPROC_DIR must be set before
+
+            for service, count in lost.items():
+                name = self.services[service] if service < len(self.services) else str(service)
+                metrics.worker_died(name, count)
+                log.warning("worker %d died with %d open requests of %s", worker, count, name)
+
+    def _kill_all(self) -> None:
+        for slot in self._slots:
+            if slot.process is not None:
+                slot.send(signal.SIGKILL)
+                slot.process.wait()
+                slot.process = None
+
+    # -- talking
+    # ----------------------------------------------------------------------------------------------
+
+    def _address(self) -> dict[str, Any]:
+        return {"pid": os.getpid(), "url": self.url, "admin_url": self.admin_url, "services": self.services}
+
+    def _admin(self, method: str, path: str) -> dict[str, Any] | None:
+        """One short call to our own controller; None when it does not answer."""
+        host, _, port = self.admin_url.removeprefix("http://").rpartition(":")
+        key = self.settings.admin_key
+        connection = HTTPConnection(host.strip("[]"), int(port), timeout=2.0)
+        try:
+            connection.request(method, path, headers={"Authorization": f"Bearer {key}"} if key else {})
+            response = connection.getresponse()
+            body = response.read()
+            values = json.loads(body) if response.status < 300 else None
+        except (OSError, HTTPException, ValueError):
+            return None
+        finally:
+            connection.close()
+        return values if isinstance(values, dict) else None
+
+    def _tell_what_keeps_running(self) -> None:
+        self._say("stopping the gateway")
+        status = self._admin("GET", "/admin/status") if self._slots[0].running else None
+        for line in keeps_running((status or {}).get("services", ())):
+            self._say(line)
+
+
+def keeps_running(services: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What a person must know when the gateway stops and its replicas do not: which, their price, how to
+    end."""
+    replicas = [replica for service in services for replica in service["replicas"]]
+    if not replicas:
+        return []
+    price = sum(replica.get("hourly_cost") or 0.0 for replica in replicas)
+    cost = f" and cost ${price:,.2f} an hour" if price else ""
+    count = "1 replica keeps" if len(replicas) == 1 else f"{len(replicas)} replicas keep"
+    names = ", ".join(f"{replica['id']} ({replica['state']})" for replica in replicas)
+    return [
+        f"{count} running{cost}: {names}",
+        "`gateway up` takes them over again; `gateway down` ends them",
+    ]
