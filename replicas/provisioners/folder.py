@@ -1,0 +1,122 @@
+"""What the folder of a replica tells: who runs it, how it ended, what it printed, how far its start is."""
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from replicas.phases import Phases
+from replicas.provisioners.launcher import ENDED, LOCK, LOG, RECORD, SAYS
+
+RECORD_SECONDS = 30.0      # a launcher is up in 0.03 s; a machine that needs longer has other worries
+
+_READ_BYTES = 1 << 20      # of a log at a time
+_LAST_BYTES = 4096         # of a log, to find the last words in
+_LAST_LINES = 3
+_LAST_CHARACTERS = 500
+_KEY = re.compile(r"(api[_-]key\W{1,5})[^\s'\",]+")   # SGLang prints its --api-key in clear
+
+
+def record(directory: Path) -> dict[str, Any] | None:
+    """process.json; None when nothing was launched here, or it was terminated."""
+    return _read_json(directory / RECORD)
+
+
+def ended(directory: Path) -> dict[str, Any] | None:
+    """exit.json; None when it did not end by itself."""
+    return _read_json(directory / ENDED)
+
+
+def forget(directory: Path) -> None:
+    """The replica is gone; its output stays."""
+    for name in (RECORD, ENDED):
+        (directory / name).unlink(missing_ok=True)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        value: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    return value
+
+
+def take_lock(directory: Path) -> int | None:
+    """The lock of the folder as a file descriptor, or None: somebody runs the replica, or is about to."""
+    lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def await_record(directory: Path) -> bool:
+    """Wait for a launcher that has the lock to record itself (True) or to end without (False).
+
+    Raises TimeoutError after RECORD_SECONDS.
+    """
+    deadline = time.monotonic() + RECORD_SECONDS
+    while not (directory / RECORD).exists():
+        lock = take_lock(directory)
+        if lock is not None:
+            os.close(lock)
+            return (directory / RECORD).exists()
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{directory.name}: its launcher has not recorded itself")
+        time.sleep(0.01)
+    return True
+
+
+def why_ended(directory: Path) -> str:
+    """How the replica ended, with its last words, for people."""
+    end = ended(directory)
+    if end is None:
+        cause = "its processes are gone without an exit code (killed, or the machine restarted)"
+    elif end["code"] < 0:
+        cause = f"{end['stage']} was killed by {signal.Signals(-end['code']).name}"
+    else:
+        cause = f"{end['stage']} exited with code {end['code']}"
+    words = last_words(directory)
+    return f"{cause}: {words}" if words else cause
+
+
+def last_words(directory: Path) -> str:
+    """The last lines that the replica printed, as one line, without API keys."""
+    try:
+        with open(directory / LOG, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _LAST_BYTES))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    lines = [line.strip() for line in re.split(r"[\r\n]+", text)]
+    words = [line for line in lines if line and not line.startswith(SAYS)][-_LAST_LINES:]
+    return _KEY.sub(r"\1***", " | ".join(words))[-_LAST_CHARACTERS:]
+
+
+class Output:
+    """One replica's output.log, read as it grows until the cold start is over. Mutable by its one reader."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / LOG
+        self._offset = 0   # bytes
+        self.phases = Phases()
+
+    def read(self) -> Phases:
+        """Take in what came since the last call (at most 1 MiB)."""
+        if not self.phases.over:
+            try:
+                with open(self._path, "rb") as file:
+                    file.seek(self._offset)
+                    piece = file.read(_READ_BYTES)
+            except FileNotFoundError:
+                return self.phases
+            self._offset += len(piece)
+            self.phases.feed(piece.decode(errors="replace"))
+        return self.phases

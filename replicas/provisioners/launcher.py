@@ -1,0 +1,133 @@
+"""The small parent of a local replica: records itself, runs `setup` and `run`, records how they ended.
+
+Started by local.py as `python -I -S launcher.py`; standard library only, to be up in some 20 ms. Two steps
+make sure that no process is ever lost, whoever dies when:
+
+1. The gateway takes an flock on `<dir>/lock` *before* it starts us and we inherit it: from before our first
+   instruction until our last, "locked" means "somebody runs this replica, or is about to".
+2. `process.json` (pid **and** start time) is on disk before the first command of the YAML starts. A gateway
+   that comes back finds the replica there, and never mistakes a recycled pid for it.
+
+We fork once and let the first process end, so no gateway is our parent: it has nothing to reap, and a replica
+looks the same to the gateway that launched it and to the one that adopted it. We lead a session of our own;
+all that the YAML starts is in it, unless it leaves on purpose (then its REPLICA_DIR still tells).
+"""
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+RECORD = "process.json"
+"""{"id", "pid", "started", "port", "spec_hash", "launched_at"}; there until the replica is terminated."""
+
+ENDED = "exit.json"
+"""{"stage": "setup" | "run", "code": int}; code < 0: killed by that signal. There once it ended by itself."""
+
+LOCK = "lock"
+LOG = "output.log"
+SAYS = "[replica] "   # starts each line that we add to the output ourselves
+
+
+def started(pid: int) -> str | None:
+    """When the process began, in words that differ for every other process with this pid; None: no such.
+
+    Linux: boot id and clock ticks since boot (10 ms; /proc/<pid>/stat field 22). Elsewhere: ps, in seconds.
+    A zombie counts as none.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            boot = file.read().strip()
+    except (FileNotFoundError, ProcessLookupError, NotADirectoryError):
+        return None if os.path.exists("/proc/self/stat") else _started_by_ps(pid)
+    return None if fields[0] in (b"Z", b"X") else f"{boot}:{int(fields[19])}"
+
+
+def _started_by_ps(pid: int) -> str | None:
+    import subprocess
+
+    command = ["ps", "-o", "stat=,lstart=", "-p", str(pid)]
+    plain = {**os.environ, "LC_ALL": "C"}
+    ps = subprocess.run(command, capture_output=True, text=True, check=False, env=plain)
+    state, _, since = ps.stdout.strip().partition(" ")
+    return since.strip() if since and not state.startswith("Z") else None
+
+
+def write_atomically(path: str, value: dict[str, Any]) -> None:
+    """The whole file or none of it, readable by us alone, on disk when this returns."""
+    part = f"{path}.{os.getpid()}"
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+class _Stopping:
+    """Mutable by signals alone. They are meant for the commands; we outlive those to say how they ended."""
+
+    asked = False
+
+    def __call__(self, number: int, frame: object) -> None:
+        self.asked = True
+
+
+_FATAL = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def _run(shell: str, script: str) -> int:
+    """Run one script to its end; its exit code, or -signal."""
+    child = os.fork()
+    if child == 0:
+        try:
+            for number in (*_FATAL, signal.SIGPIPE, signal.SIGXFSZ):   # the last two Python itself ignores
+                signal.signal(number, signal.SIG_DFL)
+            os.execv(shell, [shell, "-c", script])
+        except OSError as error:
+            os.write(2, f"{SAYS}cannot run {shell}: {error}\n".encode())
+        finally:
+            os._exit(127)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def main() -> None:
+    # EOF ends the order: a gateway that dies while writing it leaves no JSON, hence no replica.
+    order: dict[str, Any] = json.loads(sys.stdin.buffer.read())
+    if os.fork() != 0:
+        os._exit(0)
+    os.setsid()
+    os.set_inheritable(order["lock_fd"], False)
+    stopping = _Stopping()
+    for number in _FATAL:
+        signal.signal(number, stopping)
+    directory: str = order["dir"]
+    us = {"pid": os.getpid(), "started": started(os.getpid())}
+    try:
+        write_atomically(f"{directory}/{RECORD}", order["record"] | us)
+    except OSError as error:
+        os.write(1, str(error).encode())
+        os._exit(1)
+    with contextlib.suppress(BrokenPipeError):   # the gateway that asked is dead; the next one finds us
+        os.write(1, b"ok")
+    os.dup2(2, 1)   # closes the pipe on which launch() waits; 2 is output.log
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    stage, code = "run", 0
+    for stage in ("setup", "run"):
+        if stopping.asked or not order[stage]:
+            continue
+        os.write(2, f"{SAYS}{stage} started\n".encode())
+        code = _run(order["shell"], order[stage])
+        if code != 0:
+            break
+    write_atomically(f"{directory}/{ENDED}", {"stage": stage, "code": code})
+    os.write(2, f"{SAYS}{stage} ended with code {code}\n".encode())
+
+
+if __name__ == "__main__":
+    main()
