@@ -1,0 +1,53 @@
+# Everything a checkout needs. Works on a machine with Python >= 3.11, make and a package index.
+#
+#   make demo            a whole cold start on this machine, no GPU, no cloud; then it keeps serving
+#   make test            the tests
+#   PYTHON=python3.12    another Python for the environment       ARGS="..."   arguments of demo, test
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# uv from the PATH, else from the package index into the project's own environment.
+UV = $(shell command -v uv || echo $(BIN)/uv)
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint check lock wheel
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP)  ## the environment in .venv, exactly requirements.lock
+
+demo: $(STAMP)  ## from zero to an answer on this machine (ARGS=--once: end then)
+	@$(BIN)/gateway demo $(ARGS)
+
+test: $(STAMP)  ## all tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)  ## style and types
+	@$(BIN)/ruff check gateway replicas tests
+	@$(BIN)/mypy
+
+check: lint test  ## what CI runs
+
+lock: $(STAMP)  ## requirements.lock from pyproject.toml, keeping the versions that still fit
+	@$(UV) pip compile -q --universal --generate-hashes --extra test --extra dev pyproject.toml -o requirements.lock
+
+wheel: $(STAMP)  ## dist/skygate-*.whl
+	@$(BIN)/python -m hatchling build -t wheel
+
+# --no-build-isolation: hatchling, too, comes from the lock.
+$(STAMP): requirements.lock pyproject.toml
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Python 3.11 or newer is needed; found: $$(python3 --version 2>&1 || true)." \
+	       "Name another one: make $(or $(MAKECMDGOALS),venv) PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "$(PYTHON) cannot make a virtual environment (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
+	@echo "Installing requirements.lock into $(VENV)"
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@

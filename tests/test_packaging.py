@@ -1,0 +1,125 @@
+"""What an installed wheel, a checkout and CI rely on."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+# As from a terminal, also when the tests themselves run under make.
+SHELL_ENV = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MFLAGS", "PYTHON")}
+CONFIG = sorted(path.relative_to(ROOT / "config") for path in (ROOT / "config").rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    (path,) = out.glob("skygate-*.whl")
+    return path
+
+
+def test_the_wheel_ships_both_packages_and_the_config(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"gateway/__init__.py", "gateway/py.typed", "replicas/__init__.py", "replicas/py.typed"} <= names
+    assert {f"gateway/_config/{path}" for path in CONFIG} <= names
+    assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {"gateway", "replicas"}
+
+
+def test_an_installed_wheel_finds_its_config_in_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
+    installed, empty = tmp_path / "installed", tmp_path / "empty"
+    zipfile.ZipFile(wheel).extractall(installed)
+    empty.mkdir()
+    code = "from gateway.settings import find_config; print(find_config('local.yaml'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=empty,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.strip() == str(installed / "gateway/_config/local.yaml"), done.stderr
+
+
+def test_the_lock_has_every_dependency_with_hashes_and_no_download_address(project: dict[str, Any]) -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    assert "uv pip compile --universal --generate-hashes" in lock.splitlines()[1]
+    assert not re.search(r"https?://|^--(index|extra-index|find-links)", lock, re.MULTILINE)
+    pins = set(re.findall(r"^([A-Za-z0-9._-]+)==", lock, re.MULTILINE))
+    extras = project["project"]["optional-dependencies"]
+    for wanted in (*project["project"]["dependencies"], *extras["test"], *extras["dev"]):
+        name = re.match(r"[A-Za-z0-9._-]+", wanted)
+        assert name
+        assert name[0].lower() in pins, wanted
+    for block in re.split(r"\n(?=\S)", lock):
+        assert block.startswith("#") or "--hash=sha256:" in block, block
+
+
+def test_extras_pass_on_to_skypilots_own(project: dict[str, Any]) -> None:
+    extras = project["project"]["optional-dependencies"]
+    for cloud in ("aws", "gcp", "azure", "kubernetes", "lambda", "runpod", "nebius", "all"):
+        assert extras[cloud] == [f"skypilot[{cloud}]==0.14.1"]
+
+
+def test_ci_and_pre_commit_run_the_same_commands() -> None:
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    assert "set -euo pipefail" in ci
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert [hook["entry"] for hook in hooks] == re.findall(r"^make .*", ci, re.MULTILINE)
+
+
+def test_make_without_a_target_says_what_there_is() -> None:
+    done = subprocess.run(
+        ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0
+    assert [line.split()[1] for line in done.stdout.splitlines()] == (
+        ["help", "venv", "demo", "test", "lint", "check", "lock", "wheel"]
+    )
+
+
+def test_make_refuses_an_old_python_in_one_line(tmp_path: Path) -> None:
+    old = tmp_path / "python2"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    copy = tmp_path / "checkout"
+    copy.mkdir()
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        (copy / name).symlink_to(ROOT / name)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "venv", f"PYTHON={old}"],
+        cwd=copy,
+        env=SHELL_ENV,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode != 0
+    assert done.stderr.startswith("Python 3.11 or newer is needed;")
+    assert not (copy / ".venv").exists()
+
+
+def test_the_image_runs_the_same_entry_point_as_another_user() -> None:
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    assert 'ENTRYPOINT ["gateway"]' in lines
+    assert "USER gateway" in lines
+    assert any("--require-hashes -r requirements.lock" in line for line in lines)
+    assert any("GATEWAY_HOST=0.0.0.0" in line for line in lines)
