@@ -1,0 +1,40 @@
+"""The access log: one JSON line per request, after its typed end. No bodies, no keys, no prompts."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+
+class AccessLog:
+    """`path`: None = off, "-" = stderr, else a file that is appended to (one line per write, so workers can
+    share)."""
+
+    def __init__(self, path: str | None) -> None:
+        self._file: TextIO | None = None
+        if path == "-":
+            self._file = sys.stderr
+        elif path is not None:
+            self._file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - closed by close()
+
+    def __bool__(self) -> bool:
+        return self._file is not None
+
+    def write(self, entry: Mapping[str, Any]) -> None:
+        """Write one entry; `time` is put first."""
+        if self._file is not None:
+            self._file.write(json.dumps({"time": _now(), **entry}, ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        if self._file is not None and self._file is not sys.stderr:
+            self._file.close()
+        self._file = None
+
+
+def _now() -> str:
+    """ISO 8601 in UTC, milliseconds."""
+    seconds = time.time()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds * 1000) % 1000:03d}Z"

@@ -1,0 +1,231 @@
+"""The waiting room: who waits for a replica, in which order they get one, and how long a client may wait.
+
+Everything here is one worker's and one service's. Numbers that all workers must see (how many wait, their
+bytes, since when the oldest) are on the board; so the bounds hold over all workers, and so does the order: a
+free place in a window goes to the oldest waiter of all, unless the worker that holds it does not take it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gateway.errors import BadRequest, GatewayError, WaitingRoomFull
+from replicas.board import SERVICES, Board
+
+if TYPE_CHECKING:
+    from gateway.upstreams import Upstream
+
+POLL_SECONDS = 0.02  # while somebody waits and only another worker's news could let them in
+# A free place is left this long to the worker whose waiter is older; then that worker is taken to be stuck.
+YIELD_SECONDS = 0.25
+DEFAULT_PATIENCE = (
+    300.0  # seconds: openai-node's undici gives up on headers then; the shortest common default
+)
+MARGIN = 10.0  # seconds before the client gives up that `silent` answers
+BODY_OVERHEAD = 1024  # bytes of the gateway's own that a held request costs at least
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How one client is kept waiting. Seconds.
+
+    `mode`: beats, silent or reject. `commit_after`: silence before 200 is sent; None = never. `every`:
+    between beats.
+    `beat_after`: a replica's silence before beats begin; None = never. `give_up`: silence before an honest
+    503.
+    """
+
+    mode: str
+    commit_after: float | None
+    every: float
+    beat_after: float | None
+    give_up: float | None
+
+
+def patience(
+    read_timeout: bytes | None,
+    wish: bytes | None,
+    *,
+    hold: str,
+    commit_after: float,
+    beat_every: float,
+    beat_after: float,
+) -> Patience:
+    """What `x-stainless-read-timeout` (openai-python sends its own timeout, 600 s by default) and
+    `X-Gateway-Hold` ask.
+
+    Raises BadRequest for an unknown wish; an unreadable timeout counts as none.
+    """
+    mode = wish.decode("latin-1").strip().lower() if wish is not None else hold
+    if mode not in ("beats", "silent", "reject"):
+        raise BadRequest(
+            f"X-Gateway-Hold must be beats, silent or reject, not {mode!r}.", param="X-Gateway-Hold"
+        )
+    limit: float | None = None
+    if read_timeout is not None:
+        try:
+            limit = float(read_timeout)
+        except ValueError:
+            limit = None
+        if limit is not None and not 0 < limit < 1e9:
+            limit = None
+    if mode != "beats":
+        known = limit if limit is not None else DEFAULT_PATIENCE
+        give_up = max(known - MARGIN, known / 2) if mode == "silent" else None
+        return Patience(mode, None, beat_every, None, give_up)
+    third = limit / 3 if limit is not None else float("inf")
+    return Patience(
+        mode,
+        min(commit_after, third),
+        min(beat_every, third),
+        min(beat_after, third) if beat_after > 0 else None,
+        None,
+    )
+
+
+@dataclass(eq=False, slots=True)
+class Place:
+    """One waiting request. `since`: monotonic_ns of its arrival, which is its turn, also when it comes
+    back."""
+
+    since: int
+    size: int
+    avoid: Collection[str]
+    future: asyncio.Future[Upstream]
+
+
+class WaitingRoom:
+    """Mutable: `_places`, oldest first, by this worker's event loop; its board cells, by nobody else.
+
+    `take(place)` returns the upstream that may serve the place now (nothing is counted yet),
+    `start(upstream)` counts it. `on_level` is called when the room becomes empty or stops being so.
+    """
+
+    def __init__(
+        self,
+        board: Board,
+        worker: int,
+        service: int,
+        *,
+        max_waiting: int,
+        max_bytes: int,
+        take: Callable[[Place], Upstream | None],
+        start: Callable[[Upstream], None],
+        on_level: Callable[[], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._board = board
+        self._cells = board.cells
+        row = board.worker(worker)
+        self._waiting = row.waiting + service
+        self._bytes = row.waiting_bytes + service
+        self._oldest = row.oldest + service
+        self._others = tuple(board.worker(i).oldest + service for i in range(board.workers) if i != worker)
+        self._max_waiting = max_waiting
+        self._max_bytes = max_bytes
+        self._take = take
+        self._start = start
+        self._on_level = on_level
+        self._places: list[Place] = []
+        self._poll: asyncio.TimerHandle | None = None
+        self._yielding_since: float | None = None
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __repr__(self) -> str:
+        return f"<WaitingRoom waiting={len(self._places)}>"
+
+    def older_elsewhere(self, since: int) -> bool:
+        """Whether another worker holds a request that came before `since`."""
+        cells = self._cells
+        return any(0 < cells[cell] < since for cell in self._others)
+
+    def enter(self, since: int, size: int, avoid: Collection[str]) -> Place:
+        """Take a place. Raises WaitingRoomFull over the bounds, which count all workers and services."""
+        totals = [self._board.totals(s) for s in range(SERVICES)]
+        cost = size + BODY_OVERHEAD
+        if sum(t.waiting for t in totals) >= self._max_waiting:
+            raise WaitingRoomFull(
+                f"{self._max_waiting} requests already wait for a replica. Try again in half a minute."
+            )
+        if sum(t.waiting_bytes for t in totals) + cost > self._max_bytes:
+            raise WaitingRoomFull(
+                "The requests that wait for a replica already fill the memory set aside for them."
+            )
+        place = Place(since, cost, avoid, self._loop.create_future())
+        bisect.insort(self._places, place, key=lambda p: p.since)
+        self._cells[self._bytes] += cost
+        self._count()
+        if len(self._places) == 1:
+            self._on_level()
+        self.release()
+        return place
+
+    def leave(self, place: Place) -> None:
+        """Free the place of a request that no longer waits, whatever became of it."""
+        if place in self._places:
+            self._places.remove(place)
+            self._gone(place)
+
+    def release(self) -> None:
+        """Let in as many as there is room for now, oldest first. Called whenever that may have changed."""
+        while self._places:
+            place = self._places[0]
+            upstream = self._take(place)
+            if upstream is None:
+                self._yielding_since = None
+                break
+            if self.older_elsewhere(place.since) and self._yields():
+                break
+            self._yielding_since = None
+            self._start(upstream)
+            self._places.pop(0)
+            self._gone(place)
+            place.future.set_result(upstream)
+        self._schedule()
+
+    def fail(self, error: Callable[[], GatewayError]) -> None:
+        """End every wait."""
+        places, self._places = self._places, []
+        for place in places:
+            self._cells[self._bytes] -= place.size
+            if not place.future.done():
+                place.future.set_exception(error())
+        self._count()
+        if places:
+            self._on_level()
+
+    def _yields(self) -> bool:
+        now = self._loop.time()
+        if self._yielding_since is None:
+            self._yielding_since = now
+        return now - self._yielding_since < YIELD_SECONDS
+
+    def _gone(self, place: Place) -> None:
+        self._cells[self._bytes] -= place.size
+        self._count()
+        if not self._places:
+            self._on_level()
+
+    def _count(self) -> None:
+        self._cells[self._waiting] = len(self._places)
+        self._cells[self._oldest] = self._places[0].since if self._places else 0
+
+    def _schedule(self) -> None:
+        if self._places and self._poll is None:
+            self._poll = self._loop.call_later(POLL_SECONDS, self._polled)
+
+    def _polled(self) -> None:
+        self._poll = None
+        self.release()
+
+
+def monotonic_ns() -> int:
+    """The clock of `Place.since`, the same in every process of this machine."""
+    return time.monotonic_ns()

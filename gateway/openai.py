@@ -1,0 +1,366 @@
+"""The OpenAI surface as data: one row per endpoint, and the bodies, frames and beats that go with it. PURE.
+
+An allow-list, not a wildcard: what is not in `ENDPOINTS` is 404, so no admin path of a replica is reachable
+with the replica's key. What clients tolerate while they wait was measured with openai-python 1.109 to 3.54,
+openai-node 6.49, the AI SDK and LangChain: SSE comments end in a *single* newline (a comment block of its own
+is dispatched as an empty event by some), no `id:`, `retry:` or `event:` line is ever sent where OpenAI's own
+stream has none, and a JSON answer may begin with spaces.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from gateway.errors import BadRequest, GatewayError, NotTaken, Refused, UpstreamError
+
+Body = Mapping[str, Any]
+
+
+class Beats(Enum):
+    """Which bytes keep a waiting streaming client."""
+
+    CHUNKS = "chunks"  # comments, and an empty chunk every 55 s: LangChain's timer counts parsed chunks only
+    COMMENTS = "comments"
+    PING = "ping"  # Anthropic's own `event: ping`
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One allowed POST path.
+
+    `required`: of each group at least one member must be there. `streams`: knows `stream: true`. `rid`: the
+    member that holds the prompt where SGLang takes our `rid` for a single prompt, else None. `end`: a stream
+    without one of these before its end was cut. `chunk`: the object name of an empty chunk.
+    """
+
+    path: str
+    required: tuple[tuple[str, ...], ...] = ()
+    streams: bool = False
+    beats: Beats = Beats.COMMENTS
+    prompt: str | None = None
+    end: tuple[bytes, ...] = (b"data: [DONE]", b"data:[DONE]")
+    chunk: str | None = None
+    anthropic: bool = False
+    typed_errors: bool = False
+
+
+_ROWS = (
+    Endpoint(
+        "/v1/chat/completions",
+        (("messages",),),
+        True,
+        Beats.CHUNKS,
+        "messages",
+        chunk="chat.completion.chunk",
+    ),
+    Endpoint("/v1/completions", (("prompt",),), True, Beats.CHUNKS, "prompt", chunk="text_completion"),
+    Endpoint("/v1/embeddings", (("input",),)),
+    Endpoint(
+        "/v1/responses",
+        (("input",),),
+        True,
+        end=(b'"response.completed"', b'"response.incomplete"', b'"response.failed"'),
+        typed_errors=True,
+    ),
+    Endpoint(
+        "/v1/messages",
+        (("messages",), ("max_tokens",)),
+        True,
+        Beats.PING,
+        end=(b"message_stop",),
+        anthropic=True,
+    ),
+    Endpoint("/v1/rerank", (("query",), ("documents",))),
+    Endpoint("/v1/score", (("query", "text_1"), ("items", "text_2"))),
+    Endpoint("/generate", (("text", "input_ids", "input_embeds"),), True, prompt="text"),
+    Endpoint("/tokenize", (("prompt", "text", "messages"),)),
+    Endpoint("/detokenize", (("tokens",),)),
+)
+ENDPOINTS: Mapping[bytes, Endpoint] = {row.path.encode(): row for row in _ROWS}
+
+
+# --- requests -------------------------------------------------------------------------------------
+
+
+def parse(raw: bytes, endpoint: Endpoint) -> dict[str, Any]:
+    """The request's JSON object, checked as far as it is cheap: after a 200 was committed no honest 400 is
+    possible.
+
+    Raises BadRequest with the member at fault as `param`.
+    """
+    try:
+        body = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"The request body is not UTF-8: {error.reason} at byte {error.start}.") from None
+    except RecursionError:
+        raise BadRequest("The request body nests too deeply to be read.") from None
+    except ValueError as error:
+        what = "is empty" if not raw.strip() else f"is not valid JSON: {error}"
+        raise BadRequest(f"The request body {what}. Send a JSON object.") from None
+    if not isinstance(body, dict):
+        raise BadRequest(f"The request body must be a JSON object, not {_kind(body)}.")
+    for group in endpoint.required:
+        if all(body.get(name) is None for name in group):
+            names = " or ".join(f"'{name}'" for name in group)
+            raise BadRequest(
+                f"Missing required member {names}.", param=group[0], code="missing_required_parameter"
+            )
+    _check_members(body, endpoint)
+    return body
+
+
+def _check_members(body: Body, endpoint: Endpoint) -> None:
+    stream = body.get("stream")
+    if stream is not None and not isinstance(stream, bool):
+        # SGLang would read "true" or 1 as true: then it streams where we think that it does not.
+        raise BadRequest(f"'stream' must be true or false, not {_kind(stream)}.", param="stream")
+    if stream and not endpoint.streams:
+        raise BadRequest(f"{endpoint.path} cannot stream: leave 'stream' out.", param="stream")
+    model = body.get("model")
+    if model is not None and not isinstance(model, str):
+        raise BadRequest(f"'model' must be a string, not {_kind(model)}.", param="model")
+    for name in ("messages", "input_ids", "documents"):
+        if name in endpoint_members(endpoint) and name in body:
+            value = body[name]
+            if not isinstance(value, list) or not value:
+                raise BadRequest(f"'{name}' must be a non-empty array.", param=name)
+    if "messages" in body and isinstance(body["messages"], list):
+        for i, message in enumerate(body["messages"]):
+            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+                raise BadRequest(
+                    f"'messages[{i}]' must be an object with a 'role'.",
+                    param=f"messages[{i}]",
+                    code="invalid_type",
+                )
+    for name, low in (("max_tokens", 0), ("max_completion_tokens", 0), ("n", 1)):
+        value = body.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
+            raise BadRequest(f"'{name}' must be a whole number of at least {low}.", param=name)
+    for name, high in (("temperature", None), ("top_p", 1)):
+        value = body.get(name)
+        if value is not None and (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or value < 0
+            or (high is not None and value > high)
+        ):
+            bound = f"between 0 and {high}" if high else "of at least 0"
+            raise BadRequest(f"'{name}' must be a number {bound}.", param=name)
+    if endpoint.typed_errors:
+        for name in ("previous_response_id", "background", "conversation"):
+            if body.get(name):
+                raise BadRequest(
+                    f"'{name}' is not served: its state would live in one replica, which may be gone by the "
+                    "next request. Send the whole conversation as 'input'.",
+                    param=name,
+                    code="unsupported_parameter",
+                )
+        if body.get("store") is True:
+            raise BadRequest(
+                "'store: true' is not served: a stored response would live in one replica. Leave it out.",
+                param="store",
+                code="unsupported_parameter",
+            )
+
+
+def endpoint_members(endpoint: Endpoint) -> frozenset[str]:
+    """The members an endpoint's required groups speak of."""
+    return frozenset(name for group in endpoint.required for name in group)
+
+
+def takes_rid(body: Body, endpoint: Endpoint) -> bool:
+    """Whether SGLang accepts one `rid` for this request: a single prompt, one choice, and none there yet."""
+    if endpoint.prompt is None or "rid" in body or body.get("n") not in (None, 1):
+        return False
+    if endpoint.path == "/generate":
+        params = body.get("sampling_params")
+        if isinstance(params, list) or (isinstance(params, dict) and params.get("n") not in (None, 1)):
+            return False
+        if "input_ids" in body:
+            return not any(isinstance(x, list) for x in body["input_ids"][:1])
+    prompt = body.get(endpoint.prompt)
+    if endpoint.prompt == "messages" or isinstance(prompt, str):
+        return True
+    return isinstance(prompt, list) and bool(prompt) and all(type(x) is int for x in prompt)
+
+
+def with_rid(raw: bytes, rid: str) -> bytes:
+    """The same bytes with `"rid"` as first member. `raw` is a non-empty JSON object in UTF-8."""
+    at = raw.index(b"{") + 1
+    return b'%b"rid":"%b",%b' % (raw[:at], rid.encode(), raw[at:])
+
+
+def _kind(value: object) -> str:
+    names = {type(None): "null", bool: "a boolean", str: "a string", list: "an array", dict: "an object"}
+    return names.get(type(value), "a number")
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+_PATHS = re.compile(
+    r'(?:,?\s*(?:in\s+)?File\s+"[^"]*",\s*line\s+\d+(?:,\s*in\s+[\w<>.]+)?)|(?:/[\w.@+-]+){2,}'
+)
+
+
+def scrub(message: str) -> str:
+    """A replica's message without its file paths (SGLang's pydantic dumps carry them)."""
+    return " ".join(_PATHS.sub("", message).split())[:2000]
+
+
+def error_object(error: GatewayError) -> dict[str, Any]:
+    """The `error` member of OpenAI's error shape."""
+    return {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+
+
+def error_body(error: GatewayError, endpoint: Endpoint | None = None) -> bytes:
+    """The JSON body of an error answer; Anthropic's clients want a `type` beside it."""
+    body: dict[str, Any] = {"error": error_object(error)}
+    if endpoint is not None and endpoint.anthropic:
+        body = {"type": "error", **body}
+    return json.dumps(body, ensure_ascii=False).encode()
+
+
+def error_frame(error: GatewayError, endpoint: Endpoint) -> bytes:
+    """The event that tells a streaming client, after 200 was sent, that this stream failed.
+
+    Measured: `data: {"error": ...}` raises APIError with code and type in openai-python and openai-node,
+    while a clean end without it is taken as success by both.
+    """
+    if endpoint.typed_errors:
+        frame = {
+            "type": "error",
+            "code": error.code,
+            "message": error.message,
+            "param": error.param,
+            "sequence_number": 0,
+        }
+        return b"event: error\ndata: %b\n\n" % json.dumps(frame, ensure_ascii=False).encode()
+    event = b"event: error\n" if endpoint.anthropic else b""
+    return b"%bdata: %b\n\n" % (event, error_body(error, endpoint))
+
+
+def refused(status: int, raw: bytes) -> UpstreamError:
+    """A replica's own error answer, re-wrapped: SGLang's are flat, leak paths, and come in five shapes."""
+    message, param, code = _read_error(raw)
+    if status in (401, 403):
+        # The client's key was checked by us; this is about ours.
+        return Refused(
+            "The replica refused the gateway's key: start it with --api-key $REPLICA_API_KEY, or tell the "
+            "gateway its key with --replica-api-key.",
+            status=502,
+            code="replica_unauthorized",
+        )
+    if status == 503:
+        return NotTaken(message or "The replica cannot take the request now.")
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    error_code = code or ("invalid_request" if status < 500 else "replica_error")
+    return Refused(
+        message or f"The replica answered {status}.", status=status, type=kind, param=param, code=error_code
+    )
+
+
+def _read_error(raw: bytes) -> tuple[str, str | None, str | None]:
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError):
+        return scrub(raw.decode("utf-8", "replace")), None, None
+    if isinstance(body, dict):
+        inner = body.get("error", body)
+        if isinstance(inner, str):
+            return scrub(inner), None, None
+        if isinstance(inner, dict):
+            message = inner.get("message") or inner.get("detail") or ""
+            param, code = inner.get("param"), inner.get("code")
+            named = code if isinstance(code, str) and not code.isdigit() else None
+            return (
+                scrub(message if isinstance(message, str) else json.dumps(message)),
+                param if isinstance(param, str) else None,
+                named,
+            )
+    return scrub(json.dumps(body)), None, None
+
+
+# --- streams --------------------------------------------------------------------------------------
+
+FIRST_EVENT_LIMIT = 64 * 1024  # bytes buffered while looking for the first event's blank line
+_BLANK = re.compile(rb"\r\n\r\n|\n\n|\r\r|\n\r\n|\r\n\n")
+
+
+def first_event_end(data: bytes) -> int:
+    """Where the first event's blank line ends, or -1: not all of it is here yet."""
+    match = _BLANK.search(data)
+    return match.end() if match else -1
+
+
+def first_event_error(event: bytes) -> UpstreamError | None:
+    """SGLang says "queue full" of a stream as 200 with an error event first; None when the event is not an
+    error."""
+    if b'"error"' not in event:
+        return None
+    lines = [line[5:].strip() for line in re.split(rb"\r\n|\n|\r", event) if line.startswith(b"data:")]
+    try:
+        body = json.loads(b"\n".join(lines))
+    except ValueError:
+        return None
+    inner = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(inner, dict | str) or not inner:
+        return None
+    code = inner.get("code") if isinstance(inner, dict) else None
+    status = code if isinstance(code, int) and 400 <= code <= 599 else 502
+    return refused(status, json.dumps(body).encode())
+
+
+def between_events(tail: bytes) -> bool:
+    """Whether a stream whose last relayed bytes are `tail` stands between two events."""
+    return not tail or tail.endswith((b"\n\n", b"\r\n\r\n", b"\r\r"))
+
+
+def is_complete(tail: bytes, endpoint: Endpoint) -> bool:
+    """Whether the stream's end marker is among its last bytes."""
+    return any(marker in tail for marker in endpoint.end)
+
+
+_TOKENS_IN = re.compile(rb'"(?:prompt|input)_tokens":\s*(\d+)')
+_TOKENS_OUT = re.compile(rb'"(?:completion|output)_tokens":\s*(\d+)')
+
+
+def usage(tail: bytes) -> tuple[int | None, int | None]:
+    """(prompt tokens, completion tokens) as the last bytes of a reply state them, without parsing all of
+    it."""
+    at = tail.rfind(b'"usage":')
+    if at < 0:
+        return None, None
+    came, went = _TOKENS_IN.search(tail, at), _TOKENS_OUT.search(tail, at)
+    return (int(came[1]) if came else None), (int(went[1]) if went else None)
+
+
+# --- beats ----------------------------------------------------------------------------------------
+
+
+def comment(text: str) -> bytes:
+    """An SSE comment: one line, one newline, nothing that could end it early."""
+    return b": %b\n" % " ".join(text.split()).encode()
+
+
+PING = b'event: ping\ndata: {"type": "ping"}\n\n'
+SPACE = b" "  # what keeps the client of a JSON answer: whitespace before the value is JSON
+
+
+def empty_chunk(endpoint: Endpoint, request_id: str, model: str, created: int) -> bytes:
+    """A data chunk without content, for clients whose timer counts parsed chunks (LangChain: 120 s)."""
+    choice: dict[str, Any] = {"index": 0, "delta": {}, "finish_reason": None}
+    if endpoint.chunk == "text_completion":
+        choice = {"index": 0, "text": "", "logprobs": None, "finish_reason": None}
+    body = {
+        "id": request_id,
+        "object": endpoint.chunk,
+        "created": created,
+        "model": model,
+        "choices": [choice],
+    }
+    return b"data: %b\n\n" % json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()

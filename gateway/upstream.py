@@ -1,0 +1,314 @@
+"""Pooled HTTP/1.1 connections to one replica: asyncio.Protocol + httptools, one response at a time.
+
+Written for the hot path: httpx costs 200 us a request above the same transport. The consumer waits in
+`head()` and
+`read()`; a consumer that is too slow pauses the socket, so a stream holds a bounded number of bytes here.
+
+SGLang closes an idle connection after 5.000 s without a word, so one is kept for 4. A request that meets a
+stale connection fails with `Stale`, and only then may it be sent again as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from urllib.parse import urlsplit
+
+import httptools
+
+from gateway.errors import BadResponse, DiedMidway, DiedSilent, Undialable, UpstreamError
+
+IDLE_SECONDS = 4.0
+# Read from a replica and not yet taken by the client's side; above it the socket is paused. With uvicorn's
+# own 64 KiB
+# of unsent bytes a client that reads nothing costs at most 64 + 64 + 64 (one read) KiB.
+HIGH_WATER = 64 * 1024
+MAX_HEAD = 64 * 1024  # bytes of status line and headers
+MAX_INTERIM = 8  # 1xx answers before the real one
+
+Header = tuple[bytes, bytes]
+
+
+class Stale(Exception):
+    """The pooled connection had been closed by the replica: no byte of this request was answered."""
+
+
+class Connection(asyncio.Protocol):
+    """One connection. Mutable state belongs to the one request that holds it; the pool owns it in between."""
+
+    __slots__ = (
+        "_buffer", "_error", "_interim", "_parser", "_paused", "_pool", "_received", "_size", "_transport",
+        "_waiter", "closed", "done", "headers", "idle_since", "keep", "reused", "started", "status",
+    )  # fmt: skip
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._transport: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._parser: httptools.HttpResponseParser | None = None
+        self.closed = False
+        self.reused = False
+        self.idle_since = 0.0
+        self._reset()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "done" if self.done else "busy"
+        return f"<Connection {self._pool.authority} {state} status={self.status} unread={self._size}>"
+
+    def _reset(self) -> None:
+        self.status = 0
+        self.headers: list[Header] = []
+        self.started = False  # the head is complete
+        self.done = False  # the message is complete
+        self.keep = True
+        self._buffer: list[bytes] = []
+        self._size = 0
+        self._received = 0
+        self._interim = 0
+        self._paused = False
+        self._error: UpstreamError | None = None
+
+    # --- the request's side
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the consumer waits for the replica now (rather than for its client)."""
+        return self._waiter is not None
+
+    def request(self, data: bytes) -> None:
+        """Send one whole request."""
+        self._reset()
+        self._parser = httptools.HttpResponseParser(self)
+        if self._transport is not None:
+            self._transport.write(data)
+
+    async def head(self) -> bool:
+        """Wait for the response's head: True when it is here, False after `poke`.
+
+        Raises Stale, DiedSilent, DiedMidway or BadResponse.
+        """
+        if not self.started:
+            self._raise()
+            await self._wait()
+            if not self.started:
+                self._raise()
+        return self.started
+
+    async def read(self) -> bytes | None:
+        """The next bytes of the body; b"" at its end, None after `poke`. Raises DiedMidway or BadResponse."""
+        if not self._buffer and not self.done:
+            self._raise()
+            await self._wait()
+        if self._buffer:
+            return self._take()
+        if self.done:
+            return b""
+        self._raise()
+        return None
+
+    def poke(self) -> None:
+        """Wake the consumer without news, so that it can look at the clock."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def release(self) -> None:
+        """Give the connection back: reusable when its message was complete, else closed at once."""
+        if self.done and self.keep and not self.closed:
+            self._parser = None
+            self._pool.keep(self)
+        else:
+            self.abort()
+
+    def abort(self) -> None:
+        """Close now; the replica sees it as the client leaving."""
+        if self._transport is not None and not self.closed:
+            self._transport.abort()
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the message is complete and all of it was read."""
+        return self.done and not self._buffer
+
+    @property
+    def stale(self) -> bool:
+        """Whether a pooled connection must not be used any more."""
+        if self.closed or self._transport is None or self._transport.is_closing():
+            return True
+        return self._pool.loop.time() - self.idle_since > IDLE_SECONDS
+
+    async def _wait(self) -> None:
+        self._waiter = waiter = self._pool.loop.create_future()
+        try:
+            await waiter
+        finally:
+            self._waiter = None
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+        if self.closed and not self.done:
+            if self._received == 0:
+                if self.reused:
+                    raise Stale
+                raise DiedSilent("The replica closed the connection without an answer.")
+            raise DiedMidway("The replica broke off its answer.")
+
+    def _take(self) -> bytes:
+        buffer = self._buffer
+        data = buffer[0] if len(buffer) == 1 else b"".join(buffer)
+        self._buffer = []
+        self._size = 0
+        if self._paused:
+            self._paused = False
+            if not self.closed and self._transport is not None:
+                self._transport.resume_reading()
+        return data
+
+    # --- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]  # a stream transport
+
+    def data_received(self, data: bytes) -> None:
+        if self._parser is None:  # bytes on an idle connection belong to nobody's answer
+            self.keep = False
+            self.abort()
+            return
+        self._received += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            if not self.done:
+                self._fail(f"The replica's answer is not HTTP: {error}")
+            self.keep = False
+        if not self.started and self._received > MAX_HEAD:
+            self._fail(f"The replica's answer has over {MAX_HEAD} bytes of headers.")
+        self.poke()
+        if self._size > HIGH_WATER and not self._paused and not self.done and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        self.keep = False
+        self._pool.forget(self)
+        if self.started and not self.done and exc is None and not self._framed():
+            self.done = True  # a body that ends where the connection does
+        self.poke()
+
+    def _framed(self) -> bool:
+        return any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
+
+    def _fail(self, message: str) -> None:
+        self._error = BadResponse(message)
+        self.keep = False
+        if self._transport is not None:
+            self._transport.abort()
+
+    # --- httptools
+
+    def on_message_begin(self) -> None:
+        if self.done:  # bytes past the end of the message
+            self.keep = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.done:
+            self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        assert self._parser is not None
+        if self.done:
+            return
+        status = self._parser.get_status_code()
+        if status < 200:
+            self.headers = []
+            self._interim += 1
+            if self._interim > MAX_INTERIM:
+                self._fail("The replica sends interim answers without end.")
+            return
+        self.status = status
+        self.started = True
+
+    def on_body(self, body: bytes) -> None:
+        if not self.done:
+            self._buffer.append(body)
+            self._size += len(body)
+
+    def on_message_complete(self) -> None:
+        assert self._parser is not None
+        if self.started and not self.done:
+            self.done = True
+            self.keep = self.keep and bool(self._parser.should_keep_alive())
+
+
+class Pool:
+    """The connections to one replica. `url` is http(s)://host:port with an optional path prefix."""
+
+    def __init__(self, url: str, *, connect_timeout: float = 5.0) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{url!r}: a replica's URL is http(s)://host:port")
+        self.loop = asyncio.get_running_loop()
+        self.host = parts.hostname
+        self.port = parts.port or (443 if parts.scheme == "https" else 80)
+        self.prefix = parts.path.rstrip("/").encode()
+        self.authority = parts.netloc.rpartition("@")[2]
+        self._ssl = ssl.create_default_context() if parts.scheme == "https" else None
+        self._connect_timeout = connect_timeout
+        self._idle: list[Connection] = []
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.authority} idle={len(self._idle)}>"
+
+    async def acquire(self) -> Connection:
+        """A connection to send one request on; pooled ones first, newest first. Raises Undialable."""
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.stale:
+                connection.reused = True
+                return connection
+            connection.abort()
+        return await self.dial()
+
+    async def dial(self) -> Connection:
+        """A new connection. Raises Undialable."""
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                _, connection = await self.loop.create_connection(
+                    lambda: Connection(self), self.host, self.port, ssl=self._ssl
+                )
+        except TimeoutError:
+            raise Undialable(f"No connection to the replica within {self._connect_timeout:g} s.") from None
+        except OSError as error:
+            raise Undialable(f"No connection to the replica: {error.strerror or error}.") from None
+        return connection
+
+    def keep(self, connection: Connection) -> None:
+        """Take back a connection whose message is complete."""
+        if self._closed:
+            connection.abort()
+            return
+        connection.idle_since = self.loop.time()
+        self._idle.append(connection)
+
+    def forget(self, connection: Connection) -> None:
+        """A connection closed: it is no longer offered."""
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def sweep(self) -> None:
+        """Close what has been idle too long. Called about once a second."""
+        for connection in [c for c in self._idle if c.stale]:
+            self._idle.remove(connection)
+            connection.abort()
+
+    def close(self) -> None:
+        """Close the idle connections; busy ones end with their request."""
+        self._closed = True
+        for connection in self._idle:
+            connection.abort()
+        self._idle.clear()
