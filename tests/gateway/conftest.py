@@ -28,9 +28,9 @@ SERVICE = ServiceInfo(
 
 
 async def eventually(condition: Callable[[], Any], seconds: float = 5.0) -> Any:
-    """The first true value of `condition`. The limit is for a broken gateway: nothing is asserted about time."""
+    """The first true value of `condition`. The limit is for a broken gateway, no promise about time."""
     async with asyncio.timeout(seconds):
-        while not (value := condition()):
+        while not (value := condition()):  # noqa: ASYNC110 - what is awaited has no event
             await asyncio.sleep(0.005)
     return value
 
@@ -91,7 +91,8 @@ class Rig:
         self.publish()
         self.servers = [await self._serve(i) for i in range(self.workers)]
         self.url = self.urls[0]
-        self.client = httpx.AsyncClient(base_url=self.url, timeout=30, limits=httpx.Limits(max_connections=None))
+        limits = httpx.Limits(max_connections=None)
+        self.client = httpx.AsyncClient(base_url=self.url, timeout=30, limits=limits)
         await self.stack.enter_async_context(self.client)
         return self
 
@@ -157,7 +158,12 @@ class Rig:
         )
 
     async def raw(
-        self, body: Any, *, path: str = "/v1/chat/completions", headers: Iterable[str] = (), url: str | None = None
+        self,
+        body: Any,
+        *,
+        path: str = "/v1/chat/completions",
+        headers: Iterable[str] = (),
+        url: str | None = None,
     ) -> RawAnswer:
         """Send one request by hand on a connection of its own."""
         port = int((url or self.url).rsplit(":", 1)[1])
