@@ -18,7 +18,7 @@ DATA = Path(__file__).parents[1] / "data"
 
 def replica(n: int = 1) -> Replica:
     id = f"r1-gw-0a1b2c3d-{n}"
-    return new(id, "r1", n, n, spec_hash="c0ffee", spec_text="name: r1", now=float(n), reason="somebody waits")
+    return new(id, "r1", n, n, spec_hash="c0ffee", spec_text="name: r1", now=float(n), reason="needed")
 
 
 @pytest.fixture
