@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
-import stat
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,7 +16,6 @@ from replicas import control
 from replicas.control import (
     ColdStart,
     ControlClient,
-    ControlError,
     ControlServer,
     ServiceInfo,
     Snapshot,
@@ -50,6 +47,7 @@ class Worker:
 
     def __init__(self, path: Path, index: int = 0) -> None:
         self.waiting: dict[str, int] = {}
+        self.told = 0  # how often it was asked for its state
         self.snapshots: list[Snapshot] = []
         self.progress: list[tuple[str, ColdStart | None]] = []
         self.refuse: list[int] = []  # generations whose application fails, once each
@@ -59,7 +57,7 @@ class Worker:
             4000 + index,
             on_snapshot=self._on_snapshot,
             on_progress=lambda name, cold: self.progress.append((name, cold)),
-            state=lambda: dict(self.waiting),
+            state=self._state,
         )
 
     def _on_snapshot(self, snapshot: Snapshot) -> None:
@@ -67,6 +65,10 @@ class Worker:
             self.refuse.remove(snapshot.generation)
             raise RuntimeError("no room")
         self.snapshots.append(snapshot)
+
+    def _state(self) -> dict[str, int]:
+        self.told += 1
+        return dict(self.waiting)
 
     @property
     def generations(self) -> list[int]:
@@ -262,81 +264,6 @@ async def test_a_message_over_the_limit_is_refused_where_it_is_made(path: Path) 
             server.progress("r1", ColdStart("r1-1", None, None, None, "x" * MAX_LINE))
 
 
-GOOD = {
-    "type": "state",
-    "protocol": 1,
-    "worker": 0,
-    "pid": 7,
-    "generation": 0,
-    "waiting": {"r1": 1},
-    "suspects": {},
-}
-
-
-def line(**changes: object) -> bytes:
-    return json.dumps(GOOD | changes).encode() + b"\n"
-
-
-@pytest.mark.parametrize(
-    "junk",
-    [
-        b"GET / HTTP/1.1\r\n",
-        b"\x00\xff\xfe\n",
-        b"[1, 2]\n",
-        b"[" * 100_000 + b"\n",
-        line(type="hello"),
-        line(protocol=2),
-        line(worker=-1),
-        line(worker="0"),
-        line(pid=True),
-        line(waiting=[]),
-        line(waiting={"r1": -1}),
-        line(waiting={"r1": 1.5}),
-        line(suspects={"r1-1": 3}),
-        line(suspects={str(i): "" for i in range(65)}),
-        line(generation=2) + line(generation=2),
-        line() + line(worker=1),
-        b"x" * (2 * MAX_LINE + 100_000),
-    ],
-    ids=lambda junk: junk[:60].decode(errors="replace"),
-)
-async def test_junk_costs_the_peer_its_connection_and_nobody_else_anything(
-    path: Path, junk: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with serving(path) as server, Worker(path, 3).running() as worker:
-        server.publish(Snapshot(1, ()))
-        await until(lambda: 3 in server.workers and server.workers[3].generation == 1)
-        reader, writer = await asyncio.open_unix_connection(path)
-        writer.write(junk)
-        async with asyncio.timeout(10):
-            with contextlib.suppress(ConnectionError):
-                await reader.read()
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
-        await until(lambda: set(server.workers) == {3})
-        assert "dropping the control connection" in caplog.text
-        server.publish(Snapshot(2, ()))
-        await until(lambda: server.workers[3].generation == 2)
-        assert worker.client.connected
-
-
-async def test_a_message_may_arrive_byte_by_byte_and_half_a_message_says_nothing(path: Path) -> None:
-    async with serving(path) as server:
-        reader, writer = await asyncio.open_unix_connection(path)
-        whole = line() + line(waiting={"r1": 2})
-        for i in range(len(whole)):
-            writer.write(whole[i : i + 1])
-            await asyncio.sleep(0)
-        await until(lambda: server.workers and server.workers[0].waiting == {"r1": 2})
-        writer.write(line(waiting={"r1": 3})[:-1])
-        writer.write_eof()
-        await until(lambda: not server.workers)
-        assert await reader.read() == b""
-        writer.close()
-        await writer.wait_closed()
-
-
 @pytest.mark.parametrize(
     "junk", [b"hello\n", b'{"type": "snapshot"}\n', b'{"type": "reboot"}\n', b'{"type": "progress"}\n']
 )
@@ -363,69 +290,33 @@ def test_a_snapshot_with_an_unknown_status_is_not_understood() -> None:
         decode_snapshot({"generation": 1, "services": [{"name": "r1"}]})
 
 
-async def test_a_worker_that_does_not_read_is_dropped_and_gets_everything_when_it_returns(
-    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+async def test_a_controller_that_does_not_read_costs_a_worker_no_memory_and_hears_the_last_level(
+    path: Path,
 ) -> None:
-    monkeypatch.setattr(control, "MAX_UNSENT", 10_000)
-    async with serving(path) as server, Worker(path, 1).running() as good:
-        await until(lambda: 1 in server.workers)
-        _, writer = await asyncio.open_unix_connection(path, limit=1)
-        writer.write(line())
-        await until(lambda: 0 in server.workers)
-        generation = 0
-        while 0 in server.workers:
-            generation += 1
-            assert generation < 2_000
-            server.publish(Snapshot(generation, (service(upstreams=64),)))
+    accepted: list[asyncio.StreamReader] = []
+    read_on, enough = asyncio.Event(), asyncio.Event()
+
+    async def controller(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        accepted.append(reader)
+        await read_on.wait()
+        reader._transport.resume_reading()  # type: ignore[attr-defined]
+        while json.loads(await reader.readline())["waiting"] != {"r1": -1 + 20_000}:
+            pass
+        enough.set()
+        writer.close()
+
+    worker = Worker(path)
+    async with await asyncio.start_unix_server(controller, path, limit=MAX_LINE), worker.running():
+        await until(lambda: accepted)
+        for n in range(20_000):
+            worker.waiting = {"r1": n}
+            worker.client.send_state()
             await asyncio.sleep(0)
-        assert "worker 0 does not read" in caplog.text
-        writer.transport.abort()
-        await until(lambda: server.workers[1].generation == generation)
-        assert good.generations[-1] == generation
-        async with Worker(path, 0).running() as back:
-            await until(lambda: back.generations == [generation])
-
-
-async def test_a_worker_restarted_under_the_same_index_takes_over_at_once(path: Path) -> None:
-    async with serving(path) as server:
-        server.publish(Snapshot(1, ()))
-        reader, writer = await asyncio.open_unix_connection(path)
-        writer.write(line(pid=7, waiting={"r1": 9}))
-        await until(lambda: server.workers)
-        async with Worker(path, 0).running():
-            await until(lambda: server.workers[0].pid == 4000 and server.workers[0].generation == 1)
-            with contextlib.suppress(ConnectionError):
-                await reader.read()  # the old connection ends, and its end does not take the new one with it
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
-            assert (server.workers[0].pid, server.workers[0].waiting) == (4000, {})
-
-
-async def test_a_stale_socket_is_replaced_by_a_private_one_that_goes_with_its_server(path: Path) -> None:
-    stale = ControlServer(path, lambda _: None)
-    await stale.start()
-    async with serving(path):
-        assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
-        async with Worker(path).running() as worker:
-            await until(lambda: worker.client.connected)
-    assert os.listdir(path.parent) == []
-    await stale.close()
-    await stale.close()
-
-
-def test_something_else_in_the_way_of_the_socket_is_left_alone(path: Path) -> None:
-    path.write_text("precious")
-    with pytest.raises(ControlError, match="not a socket"):
-        asyncio.run(ControlServer(path, lambda _: None).start())
-    assert path.read_text() == "precious"
-
-
-def test_a_state_dir_too_deep_for_a_unix_socket_is_a_clear_error(tmp_path: Path) -> None:
-    deep = tmp_path / ("d" * 100)
-    deep.mkdir()
-    with pytest.raises(ControlError, match="shorter state dir"):
-        asyncio.run(ControlServer(deep / "control.sock", lambda _: None).start())
+        assert worker.told < 10_000, "the rest was never written down"
+        read_on.set()
+        async with asyncio.timeout(10):
+            await enough.wait()
 
 
 async def test_a_worker_waits_longer_and_longer_for_an_absent_controller(
