@@ -14,7 +14,7 @@ UV = $(shell command -v uv || echo $(BIN)/uv)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint check lock wheel
+.PHONY: help venv demo test lint check docs lock wheel
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ lint: $(STAMP)  ## style and types
 
 check: lint test  ## what CI runs
 
+docs: $(STAMP)  ## the generated parts of README.md
+	@$(BIN)/python tests/test_docs.py
+
 lock: $(STAMP)  ## requirements.lock from pyproject.toml, keeping the versions that still fit
 	@$(UV) pip compile -q --universal --generate-hashes --extra test --extra dev pyproject.toml -o requirements.lock
 
@@ -44,7 +47,8 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "Python 3.11 or newer is needed; found: $$(python3 --version 2>&1 || true)." \
 	       "Name another one: make $(or $(MAKECMDGOALS),venv) PYTHON=/path/to/python3.12" >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	@test -x $(BIN)/python || { command -v uv >/dev/null && uv venv --quiet --python $(PYTHON) $(VENV); } \
+	  || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "$(PYTHON) cannot make a virtual environment (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	@command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
 	@echo "Installing requirements.lock into $(VENV)"
