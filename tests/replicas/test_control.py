@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,7 @@ class Worker:
     def __init__(self, path: Path, index: int = 0) -> None:
         self.waiting: dict[str, int] = {}
         self.told = 0  # how often it was asked for its state
+        self.broken = 0  # how many of the first askings fail
         self.snapshots: list[Snapshot] = []
         self.progress: list[tuple[str, ColdStart | None]] = []
         self.refuse: list[int] = []  # generations whose application fails, once each
@@ -68,6 +70,8 @@ class Worker:
 
     def _state(self) -> dict[str, int]:
         self.told += 1
+        if self.told <= self.broken:
+            raise RuntimeError("cannot count")
         return dict(self.waiting)
 
     @property
@@ -285,9 +289,23 @@ async def test_a_worker_drops_a_controller_that_talks_junk_and_connects_again(
         assert connections == 2
 
 
-def test_a_snapshot_with_an_unknown_status_is_not_understood() -> None:
+def test_a_snapshot_with_missing_members_or_an_unknown_status_is_not_understood() -> None:
     with pytest.raises(ProtocolError, match="not a snapshot"):
         decode_snapshot({"generation": 1, "services": [{"name": "r1"}]})
+    odd = asdict(service()) | {"status": "napping"}
+    with pytest.raises(ProtocolError, match="unknown status"):
+        decode_snapshot({"generation": 1, "services": [odd]})
+
+
+async def test_a_worker_that_cannot_tell_its_state_tries_again_over_a_new_connection(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = Worker(path)
+    worker.broken = 1
+    async with serving(path) as server, worker.running():
+        server.publish(Snapshot(1, ()))
+        await until(lambda: server.workers and server.workers[0].generation == 1)
+    assert "state could not be sent" in caplog.text
 
 
 async def test_a_controller_that_does_not_read_costs_a_worker_no_memory_and_hears_the_last_level(
