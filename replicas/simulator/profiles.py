@@ -1,6 +1,6 @@
 """How long one step of an engine takes, for engines that somebody has measured.
 
-    f(B)         = 1 - (1 - 8/256)^B              share of DeepSeek-R1's 256 routed experts that B tokens touch
+    f(B)         = 1 - (1 - 8/256)^B              share of R1's 256 routed experts that B tokens touch
     decode step  = base + experts * f(B)          the gap between two tokens of every running request
     prefill step = prefill_base + tokens / rate   new requests go first; decoding waits meanwhile
 

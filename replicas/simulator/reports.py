@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,6 +39,19 @@ _COUNTERS = {
 }
 
 
+@dataclass(slots=True)
+class Tally:
+    """How many, and how long together (seconds)."""
+
+    count: int = 0
+    total: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        """One more."""
+        self.count += 1
+        self.total += seconds
+
+
 class Reports:
     """The last thing said by each channel. Mutable; changed by `began`, `stepped` and the counters' owner."""
 
@@ -52,16 +66,23 @@ class Reports:
         self._throughput = 0.0
         self._prefill_tokens = 0
         self._prefill_us = 0
-        self.counters: dict[str, dict[bool, int]] = {name: {} for name in _COUNTERS}
-        self.ttft: list[float] = [0, 0.0]  # count and sum of seconds
-        self.e2e: list[float] = [0, 0.0]
+        self._counters: dict[str, dict[bool, int]] = {name: {} for name in _COUNTERS}
+        self.ttft = Tally()
+        self.e2e = Tally()
         self._publish_loads()
         self._publish_gauges(0)
 
-    def count(self, name: str, streaming: bool, amount: int = 1) -> None:
-        """Raise a counter. It appears in /metrics after its first event only, as in SGLang."""
-        values = self.counters[name]
-        values[streaming] = values.get(streaming, 0) + amount
+    def ended(
+        self, *, streaming: bool, aborted: bool, prompt_tokens: int, tokens: int, seconds: float
+    ) -> None:
+        """A request is over. Counters appear in /metrics after their first event only, as in SGLang."""
+        raised = {"num_requests": 1, "prompt_tokens": prompt_tokens, "generation_tokens": tokens}
+        if aborted:
+            raised["num_aborted_requests"] = 1
+        for name, amount in raised.items():
+            values = self._counters[name]
+            values[streaming] = values.get(streaming, 0) + amount
+        self.e2e.add(seconds)
 
     def began(self) -> None:
         """The engine chose its next step, or found nothing to do."""
@@ -151,7 +172,7 @@ class Reports:
             lines += [f"# HELP sglang:{gauge} {help_text}", f"# TYPE sglang:{gauge} gauge"]
             lines.append(f"sglang:{gauge}{{{ranks}}} {float(self._gauges[gauge])}")
         for counter, help_text in _COUNTERS.items():
-            if values := self.counters[counter]:
+            if values := self._counters[counter]:
                 lines += [
                     f"# HELP sglang:{counter}_total {help_text}",
                     f"# TYPE sglang:{counter}_total counter",
@@ -161,7 +182,8 @@ class Reports:
                     f'model_name="{name}"}} {float(value)}'
                     for streaming, value in sorted(values.items())
                 ]
-        for family, (count, total) in (("time_to_first_token", self.ttft), ("e2e_request_latency", self.e2e)):
+        for family, tally in (("time_to_first_token", self.ttft), ("e2e_request_latency", self.e2e)):
+            count, total = tally.count, tally.total
             lines.append(f"# TYPE sglang:{family}_seconds histogram")
             lines.append(f'sglang:{family}_seconds_bucket{{{labels},le="+Inf"}} {float(count)}')
             lines.append(f"sglang:{family}_seconds_sum{{{labels}}} {total}")

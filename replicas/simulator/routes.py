@@ -125,15 +125,15 @@ def _abort(sim: Simulator, exchange: Exchange) -> None:
     rid = data.get("rid")
     if data.get("abort_all"):
         sim.stats.abort_calls.append("*")
-        sim.abort(None)
+        sim.serving.abort(None)
     elif isinstance(rid, str) and rid:
         sim.stats.abort_calls.append(rid)
-        sim.abort(rid)
+        sim.serving.abort(rid)
     exchange.respond(200, content_type=None)
 
 
 def _flush(sim: Simulator, exchange: Exchange) -> None:
-    if sim.live:
+    if sim.serving.live:
         exchange.respond(400, b"Flush cache failed.\n", content_type=None)
     else:
         exchange.respond(200, FLUSHED, content_type=None)
@@ -173,7 +173,7 @@ def _object(exchange: Exchange) -> dict[str, Any]:
 
 
 def _generate(sim: Simulator, exchange: Exchange) -> None:
-    sim.generate(exchange)
+    sim.serving.generate(exchange)
 
 
 def _empty(sim: Simulator, exchange: Exchange) -> None:

@@ -112,6 +112,6 @@ def body() -> Callable[..., dict[str, Any]]:
 def recorded() -> Callable[[str], Response]:
     def read(name: str) -> Response:
         raw = (DATA / name).read_bytes()
-        return Response(raw.partition(b"\nHTTP/1.1")[2] and raw[raw.index(b"HTTP/1.1 ") :] or raw)
+        return Response(raw[raw.index(b"HTTP/1.1 ") :])
 
     return read

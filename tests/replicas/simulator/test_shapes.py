@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from replicas.simulator import SimConfig, Simulator
 
-TINY = SimConfig(model_path="tiny", reply="ab cd ef gh ij kl mn op qr st uv wx yz ab cd ef gh", context_length=2048)
+TINY = SimConfig(
+    model_path="tiny", reply="ab cd ef gh ij kl mn op qr st uv wx yz ab cd ef", context_length=2048
+)
 LITERAL = ("object", "finish_reason", "role", "logprobs", "index", "matched_stop")
-FIRST_TEXT = ("content", "text", "reasoning_content")
 
 
 def skeleton(value: Any, key: str = "") -> Any:
@@ -37,7 +39,10 @@ def skeletons(events: list[Any]) -> list[str]:
     ("recording", "more"),
     [
         ("stream-usage.raw", {"stream_options": {"include_usage": True}}),
-        ("stream-usage-continuous.raw", {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}),
+        (
+            "stream-usage-continuous.raw",
+            {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+        ),
     ],
 )
 async def test_a_chat_stream_has_the_recorded_events(recording, more, chat, recorded):
@@ -102,7 +107,8 @@ async def test_two_choices_are_interleaved_and_each_has_its_own_id(chat, recorde
 
 
 async def test_thinking_comes_as_reasoning_content_with_a_reasoning_parser(chat, recorded):
-    config = SimConfig(model_path="tiny", reply="one two\n</think>\n\nthree four", reasoning_parser="deepseek-r1")
+    reply = "one two\n</think>\n\nthree four"
+    config = SimConfig(model_path="tiny", reply=reply, reasoning_parser="deepseek-r1")
     async with Simulator(config) as sim:
         streamed = await chat(sim.port, stream=True, stream_options={"include_usage": True})
         whole = await chat(sim.port)
@@ -115,7 +121,8 @@ async def test_thinking_comes_as_reasoning_content_with_a_reasoning_parser(chat,
     assert skeletons(streamed.events[-2:]) == skeletons(recorded("reasoning-stream.raw").events[-2:])
     message = whole.json["choices"][0]["message"]
     assert (message["reasoning_content"], message["content"]) == ("one two\n", "three four")
-    assert whole.json["usage"]["completion_tokens_details"] == {"reasoning_tokens": whole.json["usage"]["reasoning_tokens"]}
+    used = whole.json["usage"]
+    assert used["completion_tokens_details"] == {"reasoning_tokens": used["reasoning_tokens"]}
     assert together.json["choices"][0]["message"]["content"] == "one two\n</think>\n\nthree four"
     assert together.json["choices"][0]["message"]["reasoning_content"] is None
 
@@ -126,7 +133,8 @@ async def test_text_completions_have_the_recorded_events_and_body(get, recorded)
         streamed = await get(sim.port, "POST", "/v1/completions", {**request, "stream": True})
         whole = await get(sim.port, "POST", "/v1/completions", request)
     assert skeletons(streamed.events) == skeletons(recorded("completions-stream.raw").events)
-    assert json.dumps(skeleton(whole.json)) == json.dumps(skeleton(recorded("completions-nonstream.http").json))
+    real = recorded("completions-nonstream.http")
+    assert json.dumps(skeleton(whole.json)) == json.dumps(skeleton(real.json))
 
 
 async def test_native_generate_streams_the_text_so_far(get, recorded):
@@ -134,7 +142,7 @@ async def test_native_generate_streams_the_text_so_far(get, recorded):
     async with Simulator(TINY) as sim:
         ours = await get(sim.port, "POST", "/generate", request)
     texts = [event["text"] for event in ours.events[:-1]]
-    assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
     real = recorded("generate-stream.raw").events[-2]
     last = ours.events[-2]
     assert list(last) == list(real)
