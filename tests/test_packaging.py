@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -123,3 +124,13 @@ def test_the_image_runs_the_same_entry_point_as_another_user() -> None:
     assert "USER gateway" in lines
     assert any("--require-hashes -r requirements.lock" in line for line in lines)
     assert any("GATEWAY_HOST=0.0.0.0" in line for line in lines)
+
+
+def test_the_images_health_check_is_a_command_that_parses() -> None:
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
+    found = re.search(r"^HEALTHCHECK .*? CMD (\[.*\])$", text, re.MULTILINE)
+    assert found
+    python, flag, code = json.loads(found[1])
+    assert (python, flag) == ("python", "-c")
+    compile(code, "Dockerfile", "exec")
+    assert "/health" in code
