@@ -100,11 +100,22 @@ def read_address(folder: Path) -> dict[str, Any] | None:
         values = json.loads((folder / ADDRESS_FILE).read_text())
     except (OSError, ValueError):
         return None
-    return values if isinstance(values, dict) and is_alive(int(values.get("pid", 0))) else None
+    running = isinstance(values, dict) and values.get("pid") and is_alive(int(values["pid"]))
+    return values if running else None
 
 
 def forget_address(folder: Path) -> None:
-    (folder / ADDRESS_FILE).unlink(missing_ok=True)
+    """No gateway runs any more; what `last_start` tells stays."""
+    write_address(folder, {"last": last_start(folder)})
+
+
+def last_start(folder: Path) -> dict[str, Any]:
+    """How the gateway was started last (`provisioner`, `replica`): who has to end what it left."""
+    try:
+        last = json.loads((folder / ADDRESS_FILE).read_text()).get("last", {})
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return last if isinstance(last, dict) else {}
 
 
 def empty_metrics(folder: Path) -> Path:

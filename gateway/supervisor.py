@@ -78,7 +78,7 @@ class Supervisor:
 
     `services`: names by service index, for accounting a dead worker's requests. `end_replicas`: replicas end
     with the gateway (demo, `local` on a terminal). `commands`: how each role is started (stubs in tests).
-    `say`: lines for the person who started it.
+    `say`: lines for the person who started it. `started`: called once, when `url` and `admin_url` are known.
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class Supervisor:
         end_replicas: bool = False,
         commands: Commands | None = None,
         say: Callable[[str], None] | None = None,
+        started: Callable[[Supervisor], None] | None = None,
     ) -> None:
         self.settings = settings
         self.services = services
@@ -99,6 +100,7 @@ class Supervisor:
             "worker": processes.module_command("gateway.app"),
         }
         self._say = say or (lambda line: print(line, file=sys.stderr, flush=True))
+        self._started = started
         self._slots: list[Slot] = []
         self._stops = 0  # stop signals so far
         self._stopping = False
@@ -138,10 +140,11 @@ class Supervisor:
             stack.callback(self._kill_all)
             for slot in self._slots:
                 self._start(slot)
+            if self._started is not None:
+                self._started(self)
             return self._watch()
 
-    # -- the three phases: watch, stop, done
-    # ------------------------------------------------------------------
+    # -- the three phases: watch, stop, done -------------------------------------------------------
 
     def _watch(self) -> int:
         while True:
@@ -209,8 +212,7 @@ class Supervisor:
                 asked = self._admin("POST", "/admin/down") is not None
             self._wait(min(deadline - now, 1.0 if asked else 0.2))
 
-    # -- children
-    # ---------------------------------------------------------------------------------------------
+    # -- children ----------------------------------------------------------------------------------
 
     def _start(self, slot: Slot) -> None:
         child = Child(self.settings, slot.index, slot.listener.fileno(), self._alive_r, self._lock_fd)
@@ -275,11 +277,12 @@ class Supervisor:
                 slot.process.wait()
                 slot.process = None
 
-    # -- talking
-    # ----------------------------------------------------------------------------------------------
+    # -- talking -----------------------------------------------------------------------------------
 
     def _address(self) -> dict[str, Any]:
-        return {"pid": os.getpid(), "url": self.url, "admin_url": self.admin_url, "services": self.services}
+        last = {"provisioner": self.settings.provisioner, "replica": self.settings.replica}
+        where = {"url": self.url, "admin_url": self.admin_url}
+        return {"pid": os.getpid(), **where, "services": self.services, "last": last}
 
     def _admin(self, method: str, path: str) -> dict[str, Any] | None:
         """One short call to our own controller; None when it does not answer."""

@@ -1,0 +1,231 @@
+"""What the controller process is made of, put together: table, board, provisioner, control, admin port."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import importlib.metadata
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from gateway import metrics, statedir
+from gateway.admin import Admin
+from gateway.child import EXIT_CONFIG, EXIT_DOWN, exit_with_supervisor, read_child
+from gateway.settings import CONTROL_SOCKET, Settings
+from gateway.supervisor import BOARD_FILE
+from replicas import spec
+from replicas.board import Board
+from replicas.control import ControlServer
+from replicas.controller import Controller
+from replicas.messages import ColdStart, Snapshot, WorkerState
+from replicas.policy import ControllerConfig
+from replicas.provisioners import Provisioner
+from replicas.spec import Service, SpecError
+from replicas.table import Table
+
+log = logging.getLogger("gateway.controller")
+
+TABLE_FILE = "state.db"
+# For the admin port to finish what it is answering; event and log streams are told to end before.
+CLOSE_SECONDS = 2
+
+
+def version() -> str:
+    try:
+        return importlib.metadata.version("skygate")
+    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+        return "unknown"
+
+
+def make_provisioner(
+    name: str | None, state_dir: Path, owner: str, *, urls: tuple[str, ...] = (), price: float | None = None
+) -> Provisioner:
+    match name:
+        case "static":
+            from replicas.provisioners.static import StaticProvisioner
+
+            return StaticProvisioner(urls, state_dir, owner, price=price)
+        case "skypilot":
+            from replicas.provisioners.skypilot import SkyPilotProvisioner
+
+            return SkyPilotProvisioner(state_dir, owner)
+        case _:
+            from replicas.provisioners.local import LocalProvisioner
+
+            return LocalProvisioner(state_dir, owner, price=price)
+
+
+def controller_config(settings: Settings) -> ControllerConfig:
+    return ControllerConfig(
+        min_replicas=settings.min_replicas,
+        max_replicas=settings.max_replicas,
+        target_in_flight=settings.target_in_flight,
+        upscale_delay=settings.upscale_delay,
+        downscale_delay=settings.downscale_delay,
+        idle_timeout=settings.idle_timeout,
+        window_max=settings.window_max,
+        provision_timeout=settings.provision_timeout,
+        drain_limit=settings.drain_limit,
+        down_drain_limit=settings.drain_timeout,
+        probe_interval=settings.probe_interval,
+        hold_max=settings.hold_max,
+        replica_api_key=settings.replica_api_key,
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers: stopping is ours to order."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(settings: Settings, service: Service, listener: socket.socket) -> int:
+    """Run the controller and its admin port until SIGTERM (0) or until `gateway down` has finished (64)."""
+    folder = settings.state_dir
+    controllers: list[Controller] = []  # the control socket is made first and pokes it later
+
+    def poke(worker: int) -> None:
+        for controller in controllers:
+            controller.poke(worker)
+
+    control = ControlServer(folder / CONTROL_SOCKET, poke)
+    async with contextlib.AsyncExitStack() as stack:
+        table = stack.enter_context(Table(folder / TABLE_FILE))
+        board = stack.enter_context(Board.open(folder / BOARD_FILE))
+        provisioner = make_provisioner(
+            settings.provisioner, folder, table.owner, urls=settings.replica, price=settings.price
+        )
+        stack.push_async_callback(provisioner.close)
+        controller = Controller(
+            (service,),
+            provisioner,
+            table,
+            board,
+            control,
+            settings=controller_config(settings),
+            observer=metrics.ControllerObserver(),
+            state_dir=folder,
+        )
+        controllers.append(controller)
+        stack.push_async_callback(controller.close)
+        await control.start()
+        stack.push_async_callback(control.close)
+        registry = functools.partial(metrics.build_registry, os.environ.get("PROMETHEUS_MULTIPROC_DIR"))
+        about = {"version": version(), "provisioner": settings.provisioner, "workers": settings.workers}
+        admin = Admin(controller, folder, registry, about)
+        server = _Server(
+            uvicorn.Config(
+                admin.app(settings.admin_key),
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                ws="none",
+                timeout_graceful_shutdown=CLOSE_SECONDS,
+            )
+        )
+        stop = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        running = asyncio.create_task(controller.run())
+        ends = [asyncio.create_task(event.wait()) for event in (stop, admin.ended)]
+        await asyncio.wait([serving, running, *ends], return_when="FIRST_COMPLETED")
+        admin.stopping.set()
+        server.should_exit = True
+        running.cancel()
+        results = await asyncio.gather(serving, running, return_exceptions=True)
+        for task in ends:
+            task.cancel()
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        return EXIT_DOWN if admin.ended.is_set() else 0
+
+
+def main() -> None:
+    """`python -m gateway.admin`: the controller process of a supervisor."""
+    child = read_child()
+    exit_with_supervisor(child.alive_fd)
+    settings = child.settings
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    for noisy in ("httpx", "httpcore", "uvicorn.error"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        service = spec.load(settings.yaml, model=settings.model, environ=os.environ)
+    except SpecError as error:
+        log.error("%s", error)
+        sys.exit(EXIT_CONFIG)
+    assert child.fd is not None
+    with socket.socket(fileno=child.fd) as listener:
+        code = asyncio.run(serve(settings, service, listener))
+    # A thread inside a cloud's SDK must not keep the process: everything is saved.
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class _NoWorkers:
+    """The control socket of a gateway that has no workers."""
+
+    def __init__(self) -> None:
+        self.workers: dict[int, WorkerState] = {}
+
+    def publish(self, snapshot: Snapshot) -> None: ...
+    def progress(self, service: str, cold: ColdStart | None) -> None: ...
+    def take_suspects(self) -> dict[str, str]:
+        return {}
+
+
+def end_leftovers(folder: Path) -> int:
+    """End the replicas of a gateway that does not run; how many there were. Verified, like `gateway down`.
+
+    Raises StateDirBusy when the gateway runs after all.
+    """
+    if not (folder / TABLE_FILE).exists():
+        return 0
+    lock = statedir.lock(folder)
+    try:
+        return asyncio.run(_end_leftovers(folder, statedir.last_start(folder)))
+    finally:
+        os.close(lock)
+
+
+async def _end_leftovers(folder: Path, last: dict[str, Any]) -> int:
+    async with contextlib.AsyncExitStack() as stack:
+        table = stack.enter_context(Table(folder / TABLE_FILE))
+        rows = table.replicas()
+        if not rows:
+            return 0
+        board = stack.enter_context(Board.create(folder / BOARD_FILE, 1))
+        urls = tuple(last.get("replica", ()))
+        provisioner = make_provisioner(last.get("provisioner"), folder, table.owner, urls=urls)
+        stack.push_async_callback(provisioner.close)
+        newest = rows[-1]
+        controller = Controller(
+            (spec.parse(newest.spec_text, newest.service, name=newest.service),),
+            provisioner,
+            table,
+            board,
+            _NoWorkers(),
+            settings=ControllerConfig(),
+            observer=metrics.ControllerObserver(),
+            state_dir=folder,
+        )
+        stack.push_async_callback(controller.close)
+        await controller.down()
+        return len(rows)

@@ -1,0 +1,139 @@
+"""The status and a checked YAML as a person reads them in a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from replicas.spec import Service
+
+BAR_CELLS = 10
+STYLES = {"ready": "green", "not_ready": "red", "failed": "red", "terminating": "dim", "draining": "dim"}
+
+
+def duration(seconds: float | None) -> str:
+    """`42 s`, `12 min`, `3.5 h`; empty for None."""
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f"{max(0.0, seconds):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def bar(progress: float | None, cells: int = BAR_CELLS) -> str:
+    """A bar of `cells` characters and the percentage; empty for None."""
+    if progress is None:
+        return ""
+    share = min(1.0, max(0.0, progress))
+    full = round(share * cells)
+    return "━" * full + "╌" * (cells - full) + f" {share:.0%}"
+
+
+def blocked_text(blocked: Any) -> str:
+    """Why a service is blocked, whatever detail the controller gives; empty when it is not."""
+    if not blocked:
+        return ""
+    if isinstance(blocked, Mapping):
+        return str(blocked.get("message") or blocked.get("reason") or blocked.get("code") or "blocked")
+    return str(blocked)
+
+
+def status_view(status: Mapping[str, Any], now: float | None = None) -> RenderableType:
+    """Every service with its replicas."""
+    at = time.time() if now is None else now
+    parts: list[RenderableType] = []
+    down = (status.get("gateway") or {}).get("down")
+    if down:
+        error = down["error"]
+        parts.append(Text(f"going down: {error or 'ending replicas'}", style="red" if error else "yellow"))
+    for service in status["services"]:
+        parts.extend(_service_view(service, at))
+    return Group(*parts)
+
+
+def _service_view(service: Mapping[str, Any], now: float) -> list[RenderableType]:
+    limits, target, demand, cost = service["limits"], service["target"], service["demand"], service["cost"]
+    span = f"{limits['min']}..{limits['max']}" + (" set by `gateway scale`" if limits.get("override") else "")
+    head = Text.assemble((service["name"], "bold"), f"  {service['model']}")
+    reason = f": {target['reason']}" if target.get("reason") else ""
+    lines = [
+        f"{demand['waiting']} waiting, {demand['in_flight']} in flight",
+        f"target {target['replicas']} of {span}{reason}",
+        f"${cost['hourly'] or 0:.2f} an hour now, ${cost['total'] or 0:.2f} so far",
+    ]
+    parts: list[RenderableType] = [head, *(Text("  " + line) for line in lines)]
+    cause = blocked_text(service.get("blocked"))
+    if cause:
+        again = f"`gateway retry {service['name']}` tries again"
+        parts.append(Text(f"  blocked: {cause}  ({again})", style="red"))
+    if service["replicas"]:
+        parts.append(_replica_table(service["replicas"], now))
+    elif not cause:
+        idle = "no replica; the next request starts one" if limits["max"] else "paused"
+        parts.append(Text("  " + idle, style="dim"))
+    return parts
+
+
+def _replica_table(replicas: list[Mapping[str, Any]], now: float) -> Table:
+    table = Table(box=None, pad_edge=True, header_style="dim")
+    for title in ("replica", "state", "phase", "ETA", "since", "in flight", "depth", "$/h", "reason"):
+        table.add_column(title, overflow="fold" if title in ("replica", "reason") else "ellipsis")
+    for replica in replicas:
+        state = replica["state"] + (" (outdated)" if replica.get("outdated") else "")
+        window = replica.get("window")
+        table.add_row(
+            Text(replica["id"]),
+            Text(state, style=STYLES.get(replica["state"], "yellow")),
+            Text(f"{replica.get('phase') or ''} {bar(replica.get('progress'))}".strip()),
+            duration(replica.get("eta_seconds")),
+            duration(now - replica["since"]) if replica.get("since") else "",
+            f"{replica['in_flight']}" + (f"/{window}" if window else ""),
+            "" if replica.get("queue_depth") is None else str(replica["queue_depth"]),
+            f"{replica['hourly_cost']:.2f}" if replica.get("hourly_cost") else "",
+            Text(replica.get("reason") or ""),
+        )
+    return table
+
+
+def service_facts(service: Service) -> dict[str, Any]:
+    """What `gateway check` says about a YAML."""
+    policy, probe = service.policy, service.probe
+    return {
+        "name": service.name,
+        "model": service.model,
+        "port": service.port,
+        "readiness_probe": {
+            "path": probe.path,
+            "initial_delay_seconds": probe.initial_delay_seconds,
+            "timeout_seconds": probe.timeout_seconds,
+        },
+        "replicas": {"min": policy.min_replicas, "max": policy.max_replicas},
+        "target_qps_per_replica": policy.target_qps_per_replica,
+        "nodes": service.num_nodes,
+        "hash": service.hash,
+        "warnings": list(service.warnings),
+    }
+
+
+def service_view(service: Service) -> RenderableType:
+    facts = service_facts(service)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column()
+    probe, replicas = facts["readiness_probe"], facts["replicas"]
+    rows = {
+        "service": facts["name"],
+        "model": facts["model"],
+        "port": facts["port"],
+        "readiness probe": f"{probe['path']}, initial delay {duration(probe['initial_delay_seconds'])}",
+        "replicas": f"{replicas['min']}..{'no limit' if replicas['max'] is None else replicas['max']}"
+        + (f", {facts['nodes']} machines each" if facts["nodes"] > 1 else ""),
+    }
+    for title, value in rows.items():
+        table.add_row(title, Text(str(value)))
+    return Group(table, *(Text(f"warning: {line}", style="yellow") for line in facts["warnings"]))

@@ -1,0 +1,240 @@
+"""Commands that ask or change a running gateway, over its admin port."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from gateway.settings import SettingsError
+
+if TYPE_CHECKING:
+    from gateway.client import AdminClient
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+WATCH_SECONDS = 1.0
+DOWN_POLL_SECONDS = 0.5
+# A controller that stops answering while it ends replicas is started again by its supervisor within this.
+DOWN_SILENCE_SECONDS = 20.0
+
+
+def admin_options(function: Function) -> Function:
+    """--admin-url, --admin-key, --state-dir: which gateway a command is for."""
+    url = "Admin port of the gateway (default: found through the state dir). [GATEWAY_ADMIN_URL]"
+    key, folder = "Its key. [GATEWAY_ADMIN_KEY]", "Its state dir. [GATEWAY_STATE_DIR]"
+    for option in (
+        click.option("--admin-url", envvar="GATEWAY_ADMIN_URL", metavar="URL", help=url),
+        click.option("--admin-key", envvar="GATEWAY_ADMIN_KEY", metavar="KEY", help=key),
+        click.option("--state-dir", envvar="GATEWAY_STATE_DIR", metavar="DIR", help=folder),
+    ):
+        function = option(function)
+    return function
+
+
+@contextmanager
+def friendly() -> Iterator[None]:
+    """Expected failures as one line on stderr; anything else is a fault and keeps its traceback."""
+    from gateway.client import ClientError
+    from gateway.sockets import PortError
+    from gateway.statedir import StateDirBusy
+    from replicas.spec import SpecError
+
+    try:
+        yield
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from None
+    except (ClientError, PortError, StateDirBusy, SpecError) as error:
+        raise click.ClickException(str(error)) from None
+
+
+@contextmanager
+def admin(admin_url: str | None, admin_key: str | None, state_dir: str | None) -> Iterator[AdminClient]:
+    from gateway.client import AdminClient, find_admin_url
+
+    with friendly(), AdminClient(admin_url or find_admin_url(_state_dir(state_dir)), admin_key) as client:
+        yield client
+
+
+def _state_dir(given: str | None) -> Path:
+    from gateway.client import default_state_dir
+
+    return Path(given).expanduser().absolute() if given else default_state_dir()
+
+
+@click.command()
+@click.option("--watch", is_flag=True, help="Again each second, until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="For scripts; with --watch one line each second.")
+@admin_options
+def status(watch: bool, as_json: bool, **where: str | None) -> None:
+    """Show services and replicas: state, phase, ETA, load, cost."""
+    with admin(**where) as client:
+        if as_json:
+            click.echo(json.dumps(client.status(), indent=None if watch else 2))
+            while watch:
+                time.sleep(WATCH_SECONDS)
+                click.echo(json.dumps(client.status()))
+            return
+        from gateway.display import status_view
+
+        if not watch:
+            show(status_view(client.status()))
+            return
+        from rich.live import Live
+
+        with Live(status_view(client.status()), auto_refresh=False) as live:
+            while True:
+                time.sleep(WATCH_SECONDS)
+                live.update(status_view(client.status()), refresh=True)
+
+
+@click.command()
+@click.argument("service", required=False)
+@click.option("--min", "low", type=int, metavar="N", help="Fewest replicas.")
+@click.option("--max", "high", type=int, metavar="N", help="Most replicas; 0 pauses the service.")
+@click.option("--reset", is_flag=True, help="Back to the YAML's figures.")
+@admin_options
+def scale(service: str | None, low: int | None, high: int | None, reset: bool, **where: str | None) -> None:
+    """Set how many replicas SERVICE may have. It lasts until --reset or a changed YAML."""
+    given = {name: value for name, value in (("min", low), ("max", high)) if value is not None}
+    if bool(given) == reset:
+        raise click.UsageError("give --min N, --max N or both; or --reset alone")
+    with admin(**where) as client:
+        name = one_service(client, service)
+        after = client.call("PUT", f"/admin/services/{name}/limits", {"reset": True} if reset else given)
+        limits = after["limits"]
+    click.echo(f"{name}: {limits['min']}..{limits['max']} replicas" + ("" if limits["max"] else " (paused)"))
+
+
+@click.command()
+@click.argument("service", required=False)
+@admin_options
+def retry(service: str | None, **where: str | None) -> None:
+    """Let SERVICE launch again at once after failed starts blocked it."""
+    with admin(**where) as client:
+        name = one_service(client, service)
+        client.call("POST", f"/admin/services/{name}/retry")
+    click.echo(f"{name}: the next request may start a replica")
+
+
+@click.command()
+@click.argument("replica", required=False)
+@click.option("--follow", "-f", is_flag=True, help="Go on as it prints, until it is gone.")
+@click.option("--tail", "-n", type=click.IntRange(0), default=200, show_default=True, help="Last lines.")
+@admin_options
+def logs(replica: str | None, follow: bool, tail: int, **where: str | None) -> None:
+    """Print what REPLICA printed (default: the newest), dead ones too; its number alone is enough."""
+    from gateway.client import NotRunning
+
+    folder = _state_dir(where["state_dir"])
+    try:
+        with admin(**where) as client:
+            chosen = one_replica(client.call("GET", "/admin/replicas"), replica)
+            params = {"tail": str(tail)} | ({"follow": "1"} if follow else {})
+            for text in client.lines(f"/admin/replicas/{chosen}/logs", params):
+                click.echo(text, nl=False)
+    except click.ClickException as error:
+        if not isinstance(error.__context__, NotRunning) or where["admin_url"]:
+            raise
+        _logs_without_gateway(folder, replica, tail)
+
+
+def _logs_without_gateway(folder: Path, replica: str | None, lines: int) -> None:
+    """The same from the files, when no gateway runs: what went wrong is often asked then."""
+    from gateway.logs import known_replicas, log_file, tail
+
+    chosen = one_replica(known_replicas(folder), replica)
+    path = log_file(folder, chosen)
+    if path is not None:
+        click.echo(tail(path, lines)[0], nl=False)
+
+
+@click.command()
+@admin_options
+def down(**where: str | None) -> None:
+    """End every replica, verify that it is gone, then end the gateway."""
+    from gateway.client import NotRunning
+
+    folder = _state_dir(where["state_dir"])
+    try:
+        with admin(**where) as client:
+            _down(client, folder)
+    except click.ClickException as error:
+        if not isinstance(error.__context__, NotRunning) or where["admin_url"]:
+            raise
+        from gateway.assembly import end_leftovers
+
+        with friendly():
+            count = end_leftovers(folder)
+        ended = f"{count} of its replicas ended" if count else "nothing to end"
+        click.echo(f"no gateway runs; {ended}")
+        return
+    click.echo("every replica is gone, and the gateway has ended")
+
+
+def _down(client: AdminClient, folder: Path) -> None:
+    from gateway import statedir
+    from gateway.client import ClientError, NotRunning
+
+    client.call("POST", "/admin/down")  # NotRunning here: there was none from the start
+    ours = (statedir.read_address(folder) or {}).get("admin_url") == client.url
+    said, heard = "", time.monotonic()
+    while True:
+        time.sleep(DOWN_POLL_SECONDS)
+        try:
+            now = client.status()
+        except NotRunning:
+            gone = statedir.read_address(folder) is None if ours else True
+            if gone and (ours or time.monotonic() - heard > 3):
+                return
+            if time.monotonic() - heard > DOWN_SILENCE_SECONDS:
+                raise ClientError("the gateway stopped answering before it was done") from None
+            continue
+        heard = time.monotonic()
+        progress = now["gateway"]["down"]
+        if progress is None:  # the controller was started anew and does not know
+            client.call("POST", "/admin/down")
+        elif progress["error"]:
+            cause = progress["error"]
+            raise ClientError(f"replicas could not all be ended: {cause}; run `gateway down` again")
+        left = [r["id"] for service in now["services"] for r in service["replicas"]]
+        line = f"ending {', '.join(left)}" if left else ""
+        if line and line != said:
+            click.echo(line)
+            said = line
+
+
+def one_service(client: AdminClient, given: str | None) -> str:
+    """The name given, or the only service there is."""
+    if given is not None:
+        return given
+    names = [service["name"] for service in client.status()["services"]]
+    if len(names) != 1:
+        raise click.UsageError(f"name one of the services: {', '.join(names)}")
+    return str(names[0])
+
+
+def one_replica(known: list[dict[str, Any]], given: str | None) -> str:
+    """The newest replica with output, or the one whose id, or number at its id's end, is given."""
+    if not known:
+        raise click.ClickException("no replica has printed anything yet")
+    if given is None:
+        return str(known[0]["id"])
+    ids = [str(replica["id"]) for replica in known]
+    matches = [i for i in ids if i == given] or [i for i in ids if i.endswith(f"-{given}")]
+    if len(matches) != 1:
+        raise click.ClickException(f"no single replica {given!r}: there is {', '.join(ids[:10])}")
+    return matches[0]
+
+
+def show(view: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    # Not a terminal: no wrapping at 80 columns, so that lines can be searched.
+    (console if console.is_terminal else Console(width=200)).print(view)
