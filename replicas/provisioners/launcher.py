@@ -82,16 +82,20 @@ _FATAL = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 def _run(shell: str, script: str) -> int:
     """Run one script to its end; its exit code, or -signal."""
+    # Blocked over the fork: a SIGTERM to the child before its exec waits until it is the child's to die of.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FATAL)
     child = os.fork()
     if child == 0:
         try:
             for number in (*_FATAL, signal.SIGPIPE, signal.SIGXFSZ):   # the last two Python itself ignores
                 signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             os.execv(shell, [shell, "-c", script])
         except OSError as error:
             os.write(2, f"{SAYS}cannot run {shell}: {error}\n".encode())
         finally:
             os._exit(127)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status)
 

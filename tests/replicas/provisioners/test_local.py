@@ -290,3 +290,10 @@ async def test_an_environment_that_no_process_can_have_is_a_launch_error(
 )
 def test_gpus_per_node_are_those_that_the_yaml_asks_for(accelerators: object, count: int) -> None:
     assert gpus_per_node({"resources": {"accelerators": accelerators}}) == count
+
+
+async def test_terminate_right_after_launch_needs_no_sigkill(local: Local, service: Build) -> None:
+    provisioner = local(grace=60.0)   # a SIGTERM that got lost between fork and exec would take this long
+    for n in range(10):
+        await provisioner.launch(f"tiny-gw-0badcafe-{n}", service(), {})
+        await provisioner.terminate(f"tiny-gw-0badcafe-{n}")
