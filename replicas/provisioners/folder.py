@@ -38,6 +38,11 @@ def forget(directory: Path) -> None:
         (directory / name).unlink(missing_ok=True)
 
 
+def private(path: str | Path, flags: int) -> int:
+    """An opener for `open`: readable by us alone."""
+    return os.open(path, flags, 0o600)
+
+
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         value: dict[str, Any] = json.loads(path.read_bytes())

@@ -1,0 +1,83 @@
+"""Stays with one SkyPilot cluster that is up: finds its endpoint, then keeps its output until `run` ends."""
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from replicas.provisioners import folder, launcher
+
+if TYPE_CHECKING:
+    from replicas.provisioners.skypilot import Sky
+
+log = logging.getLogger(__name__)
+
+PAUSE_SECONDS = 5.0   # between two tries: an endpoint that is not exposed yet, a log stream that broke
+_RUN_ENDED = (0, 100, 103)   # sky.exceptions.JobExitCode: SUCCEEDED, FAILED, CANCELLED
+_AGAIN_LINES = 100    # repeated after a broken stream, so that none is missing
+
+
+class Attendant(threading.Thread):
+    """A daemon thread: it waits in SkyPilot's SDK for as long as the replica lives.
+
+    Its attributes are written by the thread alone and read by anybody.
+    """
+
+    def __init__(self, sky: Sky, cluster: str, directory: Path) -> None:
+        super().__init__(name=f"attendant {cluster}", daemon=True)
+        self._sky = sky
+        self._cluster = cluster
+        self._directory = directory
+        self.url: str | None = None
+        self.ended: int | None = None   # SkyPilot's code for the end of `run` (_RUN_ENDED)
+        self.output = folder.Output(directory)
+        self.output.phases.reach("setup")   # UP: the machines are there; `setup` runs as part of the job
+        self._gone = threading.Event()
+
+    def stop(self) -> None:
+        """The cluster is gone: no use in asking for it again."""
+        self._gone.set()
+
+    def why(self) -> str:
+        """Why it is no replica any more, for people."""
+        words = folder.last_words(self._directory)
+        return f"run ended{': ' if words else ''}{words}"
+
+    def run(self) -> None:
+        record = folder.record(self._directory) or {}
+        lines = 0
+        while self.ended is None and not self._gone.is_set():
+            try:
+                if self.url is None:
+                    found = self._sky.get(self._sky.endpoints(self._cluster))
+                    self.url = base_url(found, record.get("port"))
+                if self.url is not None:
+                    self.ended = self._follow(lines)
+                    lines = _AGAIN_LINES
+            except Exception as error:   # of any kind: not exposed yet, API server away, cluster gone
+                log.info("%s: %s", self._cluster, error)   # whether it exists is for `instances` to tell
+            if self.ended is None:
+                self._gone.wait(PAUSE_SECONDS)
+
+    def _follow(self, lines: int) -> int | None:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(self._directory / launcher.LOG, "a", opener=folder.private) as out:
+            code = self._sky.tail_logs(self._cluster, None, follow=True, tail=lines, output_stream=out)
+        return code if code in _RUN_ENDED else None
+
+
+def base_url(endpoints: Mapping[int, str] | Mapping[str, str], port: int | None) -> str | None:
+    """The URL of the replica's port, or None while SkyPilot does not expose it.
+
+    VMs and load balancers: `10.0.0.5:30000`, no scheme. Kubernetes ingress: scheme and path prefix.
+    Some clouds map to another port of the host. Without a known port, the only one there is.
+    """
+    by_port = {str(key): value for key, value in endpoints.items()}
+    found = by_port.get(str(port)) if port is not None else None
+    if found is None and port is None and len(by_port) == 1:
+        (found,) = by_port.values()
+    if not found:
+        return None
+    return (found if "://" in found else f"http://{found}").rstrip("/")
