@@ -20,13 +20,16 @@ from replicas.board import SERVICES, Board
 if TYPE_CHECKING:
     from gateway.upstreams import Upstream
 
-POLL_SECONDS = 0.02  # while somebody waits and only another worker's news could let them in
+# How often a waiting request looks whether another worker's end, or the end of an ejection, lets it in.
+# Whoever holds the oldest of all workers looks more often: only it may take the next place.
+POLL_SECONDS = 0.02
+FIRST_POLL_SECONDS = 0.002
 # A free place is left this long to the worker whose waiter is older; then that worker is taken to be stuck.
 YIELD_SECONDS = 0.25
-DEFAULT_PATIENCE = (
-    300.0  # seconds: openai-node's undici gives up on headers then; the shortest common default
-)
+DEFAULT_PATIENCE = 300.0  # seconds: openai-node's undici gives up then, the shortest common default
 MARGIN = 10.0  # seconds before the client gives up that `silent` answers
+# At most ten beats a second, whatever patience a client claims: 1e-9 must not cost a core.
+SHORTEST_PAUSE = 0.1
 BODY_OVERHEAD = 1024  # bytes of the gateway's own that a held request costs at least
 
 
@@ -76,14 +79,14 @@ def patience(
             limit = None
     if mode != "beats":
         known = limit if limit is not None else DEFAULT_PATIENCE
-        give_up = max(known - MARGIN, known / 2) if mode == "silent" else None
-        return Patience(mode, None, beat_every, None, give_up)
-    third = limit / 3 if limit is not None else float("inf")
+        # `reject` waits too, if only for a free place in the window of a replica that is there.
+        return Patience(mode, None, beat_every, None, max(known - MARGIN, known / 2))
+    third = max(limit / 3, SHORTEST_PAUSE) if limit is not None else float("inf")
     return Patience(
         mode,
         min(commit_after, third),
-        min(beat_every, third),
-        min(beat_after, third) if beat_after > 0 else None,
+        max(min(beat_every, third), SHORTEST_PAUSE),
+        max(min(beat_after, third), SHORTEST_PAUSE) if beat_after > 0 else None,
         None,
     )
 
@@ -91,19 +94,21 @@ def patience(
 @dataclass(eq=False, slots=True)
 class Place:
     """One waiting request. `since`: monotonic_ns of its arrival, which is its turn, also when it comes
-    back."""
+    back. `counted`: as `Lease.counted`."""
 
     since: int
     size: int
     avoid: Collection[str]
     future: asyncio.Future[Upstream]
+    counted: tuple[int, int] = (0, 0)
 
 
 class WaitingRoom:
     """Mutable: `_places`, oldest first, by this worker's event loop; its board cells, by nobody else.
 
     `take(place)` returns the upstream that may serve the place now (nothing is counted yet),
-    `start(upstream)` counts it. `on_level` is called when the room becomes empty or stops being so.
+    `start(upstream)` counts it. `on_level` is called when the room becomes empty or stops being so. `polls`:
+    whether news may come that nobody tells; without any upstream there is none.
     """
 
     def __init__(
@@ -133,7 +138,10 @@ class WaitingRoom:
         self._on_level = on_level
         self._places: list[Place] = []
         self._poll: asyncio.TimerHandle | None = None
-        self._yielding_since: float | None = None
+        self.polls = False
+        self._yielding_to: tuple[int, int] | None = None  # another worker's cell, and the waiter it shows
+        self._yielding_since = 0.0
+        self._stuck: dict[int, int] = {}  # the waiter in that cell was given its time and did not take it
 
     def __len__(self) -> int:
         return len(self._places)
@@ -142,9 +150,16 @@ class WaitingRoom:
         return f"<WaitingRoom waiting={len(self._places)}>"
 
     def older_elsewhere(self, since: int) -> bool:
-        """Whether another worker holds a request that came before `since`."""
-        cells = self._cells
-        return any(0 < cells[cell] < since for cell in self._others)
+        """Whether another worker holds a request that came before `since` (and is not stuck)."""
+        return self._elder(since) is not None
+
+    def _elder(self, since: int) -> tuple[int, int] | None:
+        cells, stuck = self._cells, self._stuck
+        for cell in self._others:
+            oldest = cells[cell]
+            if 0 < oldest < since and stuck.get(cell) != oldest:
+                return cell, oldest
+        return None
 
     def enter(self, since: int, size: int, avoid: Collection[str]) -> Place:
         """Take a place. Raises WaitingRoomFull over the bounds, which count all workers and services."""
@@ -177,14 +192,19 @@ class WaitingRoom:
         """Let in as many as there is room for now, oldest first. Called whenever that may have changed."""
         while self._places:
             place = self._places[0]
+            before = time.monotonic_ns()
             upstream = self._take(place)
             if upstream is None:
-                self._yielding_since = None
+                self._yielding_to = None
                 break
-            if self.older_elsewhere(place.since) and self._yields():
-                break
-            self._yielding_since = None
+            elder = self._elder(place.since)
+            if elder is not None:
+                if self._yields(elder):
+                    break
+                continue
+            self._yielding_to = None
             self._start(upstream)
+            place.counted = (before, time.monotonic_ns())
             self._places.pop(0)
             self._gone(place)
             place.future.set_result(upstream)
@@ -201,11 +221,16 @@ class WaitingRoom:
         if places:
             self._on_level()
 
-    def _yields(self) -> bool:
+    def _yields(self, elder: tuple[int, int]) -> bool:
+        """Whether to leave the free place to another worker's older waiter; each is given its time once."""
         now = self._loop.time()
-        if self._yielding_since is None:
-            self._yielding_since = now
-        return now - self._yielding_since < YIELD_SECONDS
+        if elder != self._yielding_to:
+            self._yielding_to, self._yielding_since = elder, now
+        if now - self._yielding_since < YIELD_SECONDS:
+            return True
+        cell, oldest = elder
+        self._stuck[cell] = oldest
+        return False
 
     def _gone(self, place: Place) -> None:
         self._cells[self._bytes] -= place.size
@@ -218,8 +243,9 @@ class WaitingRoom:
         self._cells[self._oldest] = self._places[0].since if self._places else 0
 
     def _schedule(self) -> None:
-        if self._places and self._poll is None:
-            self._poll = self._loop.call_later(POLL_SECONDS, self._polled)
+        if self._places and self.polls and self._poll is None:
+            first = bool(self._others) and not self.older_elsewhere(self._places[0].since)
+            self._poll = self._loop.call_later(FIRST_POLL_SECONDS if first else POLL_SECONDS, self._polled)
 
     def _polled(self) -> None:
         self._poll = None

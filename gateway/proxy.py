@@ -36,7 +36,7 @@ from gateway.errors import (
 from gateway.hold import Patience, Place, monotonic_ns, patience
 from gateway.reply import Reply
 from gateway.upstream import Connection, Stale
-from gateway.upstreams import Upstream, Upstreams
+from gateway.upstreams import Lease, Upstream, Upstreams
 
 if TYPE_CHECKING:
     from gateway.worker import Worker
@@ -62,8 +62,7 @@ class Exchange:
     __slots__ = (
         "_beaten", "_body", "_conn", "_cut", "_last", "_loop", "_patience", "_receive", "_rid", "_scope",
         "_send", "_since", "_started", "_task", "_timer", "_upstreams", "_watcher", "_worker", "attempts",
-        "dispatched_ns", "endpoint", "held", "key", "model", "reply", "request_id", "served", "ttft",
-        "upstream",
+        "endpoint", "held", "key", "lease", "model", "reply", "request_id", "served", "ttft", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -95,7 +94,7 @@ class Exchange:
         self.attempts = 0
         self.held: float | None = None
         self.ttft: float | None = None
-        self.dispatched_ns = 0
+        self.lease: Lease | None = None  # the last attempt's
 
     def __repr__(self) -> str:
         where = self.upstream.id if self.upstream else "-"
@@ -210,9 +209,10 @@ class Exchange:
         while True:
             self.attempts += 1
             try:
-                async with upstreams.lease(self._since, len(self._body), avoid, self._hold) as upstream:
+                self._check_hold(upstreams)
+                self.lease = upstreams.lease(self._since, len(self._body), avoid, self._hold)
+                async with self.lease as upstream:
                     self.upstream = upstream
-                    self.dispatched_ns = monotonic_ns()
                     await self._exchange(upstreams, upstream)
                 return
             except (Undialable, NotTaken, DiedSilent) as error:
@@ -232,18 +232,23 @@ class Exchange:
 
     # --- waiting
 
-    async def _hold(self, place: Place) -> None:
-        """Wait in the room, with beats. Returns when the place's future is done."""
-        upstreams, wait = self._upstreams, self._patience
-        assert upstreams is not None
-        assert wait is not None
-        if wait.mode == "reject" and not len(upstreams):
+    def _check_hold(self, upstreams: Upstreams) -> None:
+        """`reject`: a client that does not want to be held only wakes the service. Raises NotHeld."""
+        assert self._patience is not None
+        if self._patience.mode == "reject" and not len(upstreams):
+            upstreams.check()
             self._worker.wake(upstreams)
             raise NotHeld(
                 f"{upstreams.info.name} is starting. Try again later (X-Gateway-Hold: reject).",
                 headers=self._cold_headers(upstreams),
                 retry_after=int(upstreams.cold.eta_seconds or 30) if upstreams.cold else 30,
             )
+
+    async def _hold(self, place: Place) -> None:
+        """Wait in the room, with beats. Returns when the place's future is done."""
+        upstreams, wait = self._upstreams, self._patience
+        assert upstreams is not None
+        assert wait is not None
         entered = self._loop.time()
         limit = self._started + upstreams.info.hold_max_seconds
         if wait.give_up is not None:
@@ -447,7 +452,8 @@ class Exchange:
             elif now - self._last >= self._worker.settings.write_timeout:
                 self._stop(End.CLIENT_SLOW)
                 return
-            due = now + 1.0
+            assert self._patience is not None
+            due = now + min(1.0, self._patience.every)
         self._timer = self._loop.call_at(due, self._tick)
 
     async def _silence(self) -> None:

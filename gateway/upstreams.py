@@ -107,19 +107,20 @@ class Upstreams:
         sockets."""
         self.info = info
         self.cold = info.cold
-        known, self._upstreams = self._upstreams, {}
+        known, upstreams = self._upstreams, {}
         for new in info.upstreams:
-            old = known.pop(new.id, None)
-            if old is not None and old.url == new.url:
-                old.window, old.slot = new.window, new.slot
-                self._upstreams[new.id] = old
+            old = known.get(new.id)
+            if old is None or (old.url, old.slot) != (new.url, new.slot):
+                upstreams[new.id] = self._made(new)
             else:
-                self._upstreams[new.id] = self._made(new)
-                if old is not None:
-                    old.pool.close()
+                old.window = new.window
+                upstreams[new.id] = old
         for old in known.values():
-            old.pool.close()
-        self._list = list(self._upstreams.values())
+            if upstreams.get(old.id) is not old:
+                old.pool.close()
+        self._upstreams = upstreams
+        self._list = list(upstreams.values())
+        self.room.polls = bool(upstreams)
         if self._refusal() is not None:
             self.room.fail(self._ended)
         self.room.release()
@@ -128,6 +129,11 @@ class Upstreams:
         """The worker is stopping: nobody is let in any more, held requests end (retryable)."""
         self._stopping = True
         self.room.fail(self._ended)
+
+    def close(self) -> None:
+        """Close the idle connections; the worker ends."""
+        for upstream in self._list:
+            upstream.pool.close()
 
     def sweep(self) -> None:
         """Close idle connections before the replicas do. Called about once a second."""
@@ -175,7 +181,9 @@ class Upstreams:
         total = 0
         for finished, started in self._columns:
             done = cells[finished + slot]
-            total += cells[started + slot] - done
+            open_ = cells[started + slot] - done
+            if open_ > 0:  # below zero while the supervisor zeroes a dead worker's row
+                total += open_
         return total
 
     def _depth(self, upstream: Upstream) -> int:
@@ -202,15 +210,22 @@ class Upstreams:
     def _start(self, upstream: Upstream) -> None:
         self._cells[self._started + upstream.slot] += 1
 
-    def _finish(self, upstream: Upstream) -> None:
+    def _finish(self, upstream: Upstream) -> tuple[int, int]:
+        before = time.monotonic_ns()
         self._cells[self._finished + upstream.slot] += 1
+        after = time.monotonic_ns()
         if self.room:
             self.room.release()
+        return before, after
 
-    def _acquire(self, since: int, avoid: Collection[str]) -> Upstream | None:
+    def check(self) -> None:
+        """Raises why a request that comes now is not even held, if so."""
         error = self._refusal()
         if error is not None:
             raise error
+
+    def _acquire(self, since: int, avoid: Collection[str]) -> Upstream | None:
+        self.check()
         if self.room or self.room.older_elsewhere(since):
             return None
         upstream = self._choose(avoid)
@@ -236,9 +251,14 @@ class Upstreams:
 
 
 class Lease:
-    """`async with` it: there is no other way to be counted, so none to forget the end."""
+    """`async with` it: there is no other way to be counted, so none to forget the end.
 
-    __slots__ = ("_avoid", "_hold", "_since", "_size", "_upstream", "_upstreams")
+    `counted`, `released`: monotonic_ns before and after the replica was chosen and counted, and before and
+    after the count went back; 0 = not yet. In between the board changed: what other processes did before or
+    after is certain.
+    """
+
+    __slots__ = ("_avoid", "_hold", "_since", "_size", "_upstream", "_upstreams", "counted", "released")
 
     def __init__(
         self,
@@ -254,12 +274,17 @@ class Lease:
         self._avoid = avoid
         self._hold = hold
         self._upstream: Upstream | None = None
+        self.counted = (0, 0)
+        self.released = (0, 0)
 
     async def __aenter__(self) -> Upstream:
         upstreams = self._upstreams
+        before = time.monotonic_ns()
         upstream = upstreams._acquire(self._since, self._avoid)
         if upstream is None:
             upstream = await self._wait()
+        else:
+            self.counted = (before, time.monotonic_ns())
         self._upstream = upstream
         return upstream
 
@@ -269,7 +294,9 @@ class Lease:
         future = place.future
         try:
             await self._hold(place)
-            return future.result()
+            upstream = future.result()
+            self.counted = place.counted
+            return upstream
         except BaseException:
             # Released and given up in the same moment: the count goes back.
             if future.done() and not future.cancelled() and future.exception() is None:
@@ -282,5 +309,5 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._upstream is not None:
-            self._upstreams._finish(self._upstream)
+            self.released = self._upstreams._finish(self._upstream)
             self._upstream = None

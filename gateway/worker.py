@@ -10,7 +10,6 @@ from typing import Any
 
 from gateway.access import AccessLog
 from gateway.errors import End, GatewayError, ModelNotFound, Shutdown
-from gateway.hold import monotonic_ns
 from gateway.keys import ApiKeys
 from gateway.metrics import ServiceMetrics
 from gateway.proxy import Exchange
@@ -82,6 +81,8 @@ class Worker:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for service in self.services.values():
+            service.close()
         self._access.close()
 
     def _spawn(self, coroutine: Any) -> None:
@@ -100,9 +101,9 @@ class Worker:
 
     def on_snapshot(self, snapshot: Snapshot) -> None:
         """Apply one generation."""
-        known, self.services = self.services, {}
+        known, services = self.services, {}
         for info in snapshot.services:
-            service = known.pop(info.name, None)
+            service = known.get(info.name)
             if service is None:
                 metrics = self._metrics.setdefault(info.name, ServiceMetrics(info.name))
                 service = Upstreams(
@@ -118,9 +119,12 @@ class Worker:
                     service.stop()
             else:
                 service.update(info)
-            self.services[info.name] = service
-        for gone in known.values():
-            gone.stop()
+            services[info.name] = service
+        self.services = services
+        for name, gone in known.items():
+            if name not in services:
+                gone.stop()
+                gone.close()
         self.ready.set()
 
     def on_progress(self, name: str, cold: ColdStart | None) -> None:
@@ -243,7 +247,7 @@ class Worker:
 def _entry(
     exchange: Exchange, worker: int, end: End, seconds: float, tokens: tuple[int | None, int | None]
 ) -> Mapping[str, Any]:
-    upstreams, upstream, reply = exchange.upstreams, exchange.upstream, exchange.reply
+    upstreams, upstream, reply, lease = exchange.upstreams, exchange.upstream, exchange.reply, exchange.lease
     return {
         "request_id": exchange.request_id,
         "worker": worker,
@@ -261,8 +265,8 @@ def _entry(
         "duration_s": _rounded(seconds),
         "tokens_in": tokens[0],
         "tokens_out": tokens[1],
-        "dispatched_ns": exchange.dispatched_ns or None,
-        "ended_ns": monotonic_ns(),
+        "counted_ns": lease.counted if lease is not None else None,
+        "released_ns": lease.released if lease is not None else None,
     }
 
 
