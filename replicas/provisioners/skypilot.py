@@ -165,14 +165,14 @@ class SkyPilotProvisioner:
         if replica_id in self._launching:
             return None
         under_way = _launches(sky, replica_id)
-        if not under_way and _listed(sky, replica_id):
-            return None   # it exists, and its `run` was submitted: never a second time
+        if not under_way and any(map(_was_up, _listed(sky, replica_id))):
+            return None   # its `run` was submitted: never a second time
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = {"port": service.port, "spec_hash": service.hash}
         launcher.write_atomically(str(directory / launcher.RECORD), facts)
         if under_way:   # by a gateway that has died since: it goes on in the API server
             return under_way[0]
-        return sky.launch(
+        return sky.launch(   # anew, or on with what a failed launch left
             task,
             cluster_name=replica_id,
             retry_until_up=False,
@@ -276,8 +276,14 @@ def _launches(sky: Sky, replica_id: str) -> list[str]:
     ]
 
 
-def _listed(sky: Sky, replica_id: str) -> bool:
-    return bool(sky.get(sky.status([replica_id], refresh=sky.StatusRefreshMode.NONE)))
+def _listed(sky: Sky, replica_id: str) -> list[Any]:
+    clusters: list[Any] = sky.get(sky.status([replica_id], refresh=sky.StatusRefreshMode.NONE))
+    return clusters
+
+
+def _was_up(cluster: Any) -> bool:
+    """Whether its machines were ever all there; what follows at once is the submission of `run`."""
+    return cluster.status.value != "INIT" or bool(cluster.cluster_ever_up)
 
 
 def _down(sky: Sky, replica_id: str) -> bool:

@@ -144,12 +144,14 @@ class Cluster:
     init_kind: str | None = None
     init_status_reason: str | None = None
     last_event: str | None = None
+    cluster_ever_up: bool = False
     handle: SimpleNamespace = field(
         default_factory=lambda: SimpleNamespace(launched_resources=Resources(), launched_nodes=2)
     )
 
     def become(self, status: str, kind: str | None = None, why: str | None = None) -> None:
         self.status, self.init_kind, self.init_status_reason = SimpleNamespace(value=status), kind, why
+        self.cluster_ever_up = self.cluster_ever_up or status == "UP"
 
 
 class FakeSky:
@@ -188,6 +190,7 @@ class FakeSky:
         self.submitting = threading.Event()           # submitting a launch waits for it
         self.submitting.set()
         self.launch_fails: list[Exception] = []
+        self.leaves_machines = False                  # by a launch that fails
         self.down_fails: list[Exception] = []
         self.down_does_nothing = 0
         self.status_fails: Exception | None = None
@@ -228,7 +231,8 @@ class FakeSky:
             raise self.exceptions.RequestCancelled("Request was cancelled")
         request.status = "SUCCEEDED"
         if self.launch_fails:
-            del self.clusters[request.cluster_name]
+            if not self.leaves_machines:
+                del self.clusters[request.cluster_name]
             raise self.launch_fails.pop(0)
         self.clusters[request.cluster_name].become("UP")
         return (1, None)

@@ -13,7 +13,7 @@ import pytest
 
 from replicas.provisioners import LaunchError
 from replicas.provisioners.environment import gpus_per_node
-from replicas.provisioners.launcher import started
+from replicas.provisioners.launcher import _started_by_ps, started
 from replicas.provisioners.local import LocalProvisioner
 from replicas.spec import Service
 
@@ -297,3 +297,11 @@ async def test_terminate_right_after_launch_needs_no_sigkill(local: Local, servi
     for n in range(10):
         await provisioner.launch(f"tiny-gw-0badcafe-{n}", service(), {})
         await provisioner.terminate(f"tiny-gw-0badcafe-{n}")
+
+
+def test_a_start_time_is_the_same_each_time_and_absent_processes_have_none() -> None:
+    for look in (started, _started_by_ps):   # the second is for systems without /proc
+        assert look(os.getpid())
+        assert look(os.getpid()) == look(os.getpid())
+        assert look(os.getpid()) != look(1)
+        assert look(2**22 + 1) is None   # above Linux's highest pid

@@ -260,6 +260,20 @@ async def test_no_capacity_anywhere_is_not_permanent_but_nothing_feasible_is(
     assert raised.value.permanent
 
 
+async def test_a_launch_that_failed_half_way_is_shown_and_goes_on_when_asked_again(
+    skypilot: SkyPilot, fake_sky: Any, service: Build
+) -> None:
+    provisioner = skypilot()
+    fake_sky.leaves_machines = True
+    fake_sky.launch_fails = [fake_sky.exceptions.CommandError("ssh: connection reset")]
+    with pytest.raises(LaunchError):
+        await provisioner.launch(ID, service(), {})
+    assert (await provisioner.instances())[ID].phase == "provision"   # it bills: the caller must see it
+    await provisioner.launch(ID, service(), {})
+    assert len(fake_sky.launched) == 2
+    assert fake_sky.clusters[ID].status.value == "UP"
+
+
 async def test_a_failover_table_is_cut_to_a_line(skypilot: SkyPilot, fake_sky: Any, service: Build) -> None:
     fake_sky.launch_fails = [RuntimeError("zone " * 1000)]
     with pytest.raises(LaunchError) as raised:
