@@ -26,12 +26,17 @@ class Breaker:
     cool_downs: int = 0  # how often it has cooled down; a READY replica resets it, `retry` does not
     cool_until: float = 0.0  # unix seconds
     cause: str = ""
+    quiet: bool = False  # the cool-down only paces launches; those who wait go on waiting
 
     def blocked(self) -> bool:
         return self.failures >= FAILURES_MOST
 
     def may_launch(self, now: float) -> bool:
         return not self.blocked() and now >= self.cool_until
+
+    def ends_holds(self, now: float) -> bool:
+        """Whether those who wait are told the cause instead of waiting on."""
+        return self.blocked() or (now < self.cool_until and not self.quiet)
 
     def retry_after(self, now: float) -> int:
         """For the client, 1..60 s. Blocked: 60, whatever the clock says."""
@@ -61,15 +66,19 @@ def from_json(stored: dict[str, Any] | None, spec_hash: str) -> Breaker:
     return Breaker(**stored)
 
 
-def failed(breaker: Breaker, cause: str, now: float, *, counts: bool = True) -> Breaker:
-    """After a failed start. `counts=False`: cool down, but never block (no capacity is not the user's
-    mistake)."""
+def failed(breaker: Breaker, cause: str, now: float, *, counts: bool = True, quiet: bool = False) -> Breaker:
+    """After a failed start.
+
+    `counts=False`: cool down, but never block (no capacity is not the user's mistake). `quiet`: holds go on
+    (a machine was taken from us while it started: try again, though not each second).
+    """
     return replace(
         breaker,
         failures=breaker.failures + counts,
         cool_downs=breaker.cool_downs + 1,
         cool_until=now + _cool_down(breaker.cool_downs),
         cause=cause,
+        quiet=quiet,
     )
 
 

@@ -70,6 +70,16 @@ def test_no_capacity_cools_down_but_never_blocks() -> None:
     assert not breaker.may_launch(1.0)
 
 
+def test_a_preempted_start_paces_launches_but_nobody_is_sent_away() -> None:
+    breaker = failed(Breaker("h"), "preempted", 0.0, counts=False, quiet=True)
+    assert not breaker.may_launch(29.0)
+    assert not breaker.ends_holds(29.0)
+    loud = failed(breaker, "exit code 1", 100.0)
+    assert loud.ends_holds(159.0)
+    assert not loud.ends_holds(160.0)
+    assert after(0, 31, 61)[0].ends_holds(1e12)
+
+
 @given(st.integers(0, 50), st.floats(0, 1e9), st.floats(-1e9, 1e9))
 def test_retry_after_is_always_within_one_and_sixty_seconds(failures: int, now: float, later: float) -> None:
     breaker = Breaker("h")

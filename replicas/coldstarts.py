@@ -1,0 +1,58 @@
+"""Cold starts of one service: the phases of those under way, and how long those of the past took."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from replicas.health import estimate
+from replicas.lifecycle import Replica
+from replicas.phases import PHASES
+
+TOTAL = "total"  # beside the phases: from the decision to READY
+
+
+class ColdStarts:
+    """Mutable: the history, and the finished phases of each start under way (those before a restart are
+    lost)."""
+
+    def __init__(self, history: Iterable[tuple[str, float]]) -> None:
+        self.history = list(history)  # (phase, seconds), oldest first
+        self._passed: dict[str, list[tuple[str, float]]] = {}  # by replica id
+
+    def __repr__(self) -> str:
+        return f"<ColdStarts past={len(self.history)} under way={sorted(self._passed)}>"
+
+    @property
+    def last_total(self) -> float:
+        """Seconds that the last cold start took; 0 without any."""
+        return next((seconds for phase, seconds in reversed(self.history) if phase == TOTAL), 0.0)
+
+    def phase(self, r: Replica, phase: str, progress: float | None, now: float) -> Replica:
+        """The replica is in this phase, so far."""
+        if phase == r.phase:
+            return r if progress == r.progress else replace(r, progress=progress)
+        self._end(r, now)
+        return replace(r, phase=phase, phase_since=now, progress=progress)
+
+    def ready(self, r: Replica, now: float) -> dict[str, float]:
+        """Seconds per phase, and `total`, of the start that has just succeeded; they join the history."""
+        self._end(r, now)
+        times: dict[str, float] = {}
+        for phase, seconds in self._passed.pop(r.id, []):
+            times[phase] = times.get(phase, 0.0) + seconds
+        times[TOTAL] = now - r.created_at
+        self.history += times.items()
+        return times
+
+    def forget(self, id: str) -> None:
+        self._passed.pop(id, None)
+
+    def eta(self, r: Replica, now: float) -> float | None:
+        """Seconds until READY, from the past; None without one."""
+        elapsed = now - (r.created_at if r.phase_since is None else r.phase_since)
+        return estimate(self.history, PHASES, r.phase, elapsed)
+
+    def _end(self, r: Replica, now: float) -> None:
+        if r.phase is not None and r.phase_since is not None:
+            self._passed.setdefault(r.id, []).append((r.phase, now - r.phase_since))

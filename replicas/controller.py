@@ -1,0 +1,472 @@
+"""The controller: each second, or at once on a message, it looks at the world, decides, saves, and then acts.
+
+    observe    probes, load reports, provisioner.instances(), the board, limits
+    interpret  into events; `advance` each replica                               (fleet.py, health.py)
+    decide     how many replicas                                                 (autoscaler.py)
+    plan       what that means                                                   (planner.py)
+    SAVE       one transaction; a replica has its row before `launch` is called
+    act        publish a generation, launch, terminate: tasks that go on between ticks
+
+Acting is level-triggered: a row's state says which task must be running (PROVISIONING: a launch, TERMINATING:
+a termination), so a restarted controller goes on where the last one was killed, with the same three lines of
+code. Outcomes of tasks become events at the next tick. One lock: ticks never overlap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from replicas import breaker, report, spec
+from replicas.board import SERVICES, Board
+from replicas.errands import Errands
+from replicas.fleet import Evidence, Fleet, Observer
+from replicas.ledger import Ledger
+from replicas.lifecycle import Replica, State, new
+from replicas.loads import LoadPoller, LoadTarget
+from replicas.messages import ColdStart, ServiceInfo, Snapshot, WorkerState
+from replicas.planner import Launch
+from replicas.policy import ControllerConfig, Override
+from replicas.probe import Prober, ProbeTarget
+from replicas.provisioners import Instance, InstancesUnknown, Provisioner, owned_by
+from replicas.slots import Slots
+from replicas.spec import Service
+from replicas.table import Limits, Table
+
+__all__ = ["Controller", "ControllerConfig", "Observer", "UnknownService"]
+
+log = logging.getLogger(__name__)
+
+TICK: Final = 1.0  # s
+TICK_LEAST: Final = 0.02  # s between ticks that messages cause
+LOOK_WAIT: Final = 0.2  # s that a tick waits for a look; a slower one is used by a later tick
+PROBED: Final = frozenset({State.STARTING, State.READY, State.NOT_READY, State.DRAINING})
+KEPT_EVENTS: Final = 1000  # per subscriber that does not read
+
+
+class UnknownService(KeyError):
+    """There is no service of that name; the message lists those there are."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Control(Protocol):
+    """The controller's end of the control socket (replicas/control.py: ControlServer)."""
+
+    workers: dict[int, WorkerState]
+
+    def publish(self, snapshot: Snapshot) -> None: ...
+    def progress(self, service: str, cold: ColdStart | None) -> None: ...
+    def take_suspects(self) -> dict[str, str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One answer of `provisioner.instances()`; None = it could not say. `seq` grows with each look begun."""
+
+    seq: int
+    instances: Mapping[str, Instance] | None
+
+
+class Controller:
+    """Mutable, by the event loop alone. `run()` for ever; everything else may be called at any time beside
+    it."""
+
+    def __init__(
+        self,
+        services: Sequence[Service],
+        provisioner: Provisioner,
+        table: Table,
+        board: Board,
+        control: Control,
+        *,
+        settings: ControllerConfig,
+        observer: Observer,
+        state_dir: Path,
+        clock: Callable[[], float] = time.time,
+        prober: Prober | None = None,
+        loads: LoadPoller | None = None,
+    ) -> None:
+        if not 1 <= len(services) <= SERVICES:
+            raise ValueError(f"1 to {SERVICES} services, not {len(services)}")
+        self.provisioner, self.table, self.board, self.control = provisioner, table, board, control
+        self.config, self.observer, self.state_dir = settings, observer, state_dir
+        self.clock = clock
+        self.prober = prober or Prober(self.poke, clock=clock)
+        self.loads = loads or LoadPoller(board, self.poke, window_max=settings.window_max, clock=clock)
+        self.stopping = False
+        self.generation = table.generation
+        self.keys = {s.name: settings.replica_api_key or table.replica_key(s.name) for s in services}
+        self._lock = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._look = Look(0, None)
+        self._looking: asyncio.Task[None] | None = None
+        self._look_seq = 0
+        self._looked_at = float("-inf")
+        self._unknown = False  # the last look failed
+        self._errands = Errands(provisioner, self.poke)
+        self._orphans: dict[str, tuple[int, float]] = {}  # id -> first look that saw it, not again before
+        self._slots = Slots(board, control, self.generation)
+        self._published: tuple[ServiceInfo, ...] | None = None
+        self._progressed: dict[str, ColdStart | None] = {}
+        self._subscribers: set[asyncio.Queue[dict[str, Any]]] = set()
+        self._ledger = Ledger(table, clock())
+        self.fleets = self._make_fleets(services)
+
+    def __repr__(self) -> str:
+        return f"<Controller generation={self.generation} {' '.join(map(repr, self.fleets.values()))}>"
+
+    def _make_fleets(self, services: Sequence[Service]) -> dict[str, Fleet]:
+        """One per service, with its rows adopted; and one for each service that only has rows left."""
+        rows: dict[str, list[Replica]] = {}
+        for r in self.table.replicas():
+            rows.setdefault(r.service, []).append(r)
+        served = {s.name for s in services}
+        retired = [_as_it_was(found[0], services[0]) for name, found in rows.items() if name not in served]
+        fleets: dict[str, Fleet] = {}
+        for index, service in enumerate([*services, *retired]):
+            limits = self.table.limits(service.name)
+            if limits is not None and limits.spec_hash != service.hash:
+                self.table.clear_limits(service.name)  # made for another YAML
+                limits = None
+            past = self.table.cold_starts(service.name, service.hash) or self.table.cold_starts(service.name)
+            fleets[service.name] = Fleet(
+                service,
+                index,
+                config=self.config,
+                board=self.board,
+                observer=self.observer,
+                rows=rows.get(service.name, ()),
+                breaker=breaker.from_json(self.table.breaker(service.name), service.hash),
+                override=None if limits is None else Override(limits.min, limits.max),
+                history=[(p.phase, p.seconds) for p in past],
+                now=self.clock(),
+                retired=service.name not in served,
+            )
+        return fleets
+
+    # ------------------------------------------------------------ the tick
+
+    def poke(self, _worker: int | None = None) -> None:
+        """Tick at once: something has happened. May be given to ControlServer as `on_change`."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Tick each second, and at once when poked, until cancelled. A tick that raises is logged, not the
+        end."""
+        while True:
+            self._wake.clear()
+            try:
+                await self.tick()
+            except Exception:
+                log.exception("the tick failed; the next one is in a second")
+                await asyncio.sleep(TICK)
+            await asyncio.sleep(TICK_LEAST)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), TICK)
+
+    async def tick(self) -> None:
+        async with self._lock:
+            await self._observe()
+            now = self.clock()
+            self._interpret(now)
+            for fleet in self.fleets.values():
+                for action in fleet.decide(now):
+                    if isinstance(action, Launch):
+                        self._add(fleet, action.reason, now)
+                    else:
+                        fleet.apply(action, now)
+                self._begin_launches(fleet, now)
+            rows = [r for f in self.fleets.values() for r in f.rows.values()]
+            for name, dollars in self._ledger.accrue(rows, now).items():
+                self.observer.cost(name, dollars)
+            self._save(now)
+            self._publish(now)
+            self._act(now)
+
+    async def close(self) -> None:
+        """Save and let go; ends no replica. Launches under way are adopted by the next controller."""
+        self._ledger.save(self.clock())
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+        await self._errands.close()
+        await self.prober.close()
+        await self.loads.close()
+
+    # ------------------------------------------------------------ observe, interpret
+
+    async def _observe(self) -> None:
+        for id, reason in self.control.take_suspects().items():
+            log.info("a worker could not connect to %s: %s", id, reason)
+            self.prober.soon(id)
+        now = self.clock()
+        if self._looking is None and now - self._looked_at >= self.config.look_every:
+            self._look_seq += 1
+            self._looked_at = now
+            self._looking = asyncio.create_task(self._take_look(self._look_seq), name="instances")
+        if self._looking is not None:
+            await asyncio.wait([self._looking], timeout=LOOK_WAIT)
+
+    async def _take_look(self, seq: int) -> None:
+        try:
+            self._look = Look(seq, await self.provisioner.instances())
+            self._unknown = False
+        except Exception as error:
+            if not self._unknown:
+                level = logging.WARNING if isinstance(error, InstancesUnknown) else logging.ERROR
+                log.log(level, "what exists is not known: %s; nothing is concluded from that", error)
+            self._unknown = True
+            self._look = Look(seq, None)
+        finally:
+            self._looking = None
+
+    def _interpret(self, now: float) -> None:
+        outcomes = self._errands.take()
+        look, slots = self._look, self._slots
+        seen = Evidence(
+            now, look.instances, look.seq, self.prober.results, self.loads.results, slots.released
+        )
+        for fleet in self.fleets.values():
+            for outcome in outcomes:
+                fleet.hear(outcome, self._look_seq, now)
+            for id, load in self.loads.results.items():
+                fleet.learn_window(id, load.max_running)
+            fleet.stopping = self.stopping
+            fleet.interpret(seen)
+        for outcome in outcomes:
+            if outcome.id in self._orphans:
+                log.warning("%s had no row: %s %s", outcome.id, outcome.kind, outcome.reason)
+
+    # ------------------------------------------------------------ plan and save
+
+    def _add(self, fleet: Fleet, reason: str, now: float) -> None:
+        held = {r.slot for f in self.fleets.values() for r in f.rows.values()}
+        slot = self._slots.free(held)
+        if slot is None:
+            log.warning("no free slot on the board: %s waits for one", fleet.service.name)
+            return
+        service = fleet.service
+        n = self.table.next_n(service.name)
+        id = f"{service.name}-gw-{self.table.owner}-{n}"
+        text, hash = service.text, service.hash
+        row = new(id, service.name, n, slot, spec_hash=hash, spec_text=text, now=now, reason=reason)
+        fleet.add(row, now)
+
+    def _begin_launches(self, fleet: Fleet, now: float) -> None:
+        for r in list(fleet.rows.values()):
+            if r.state is State.PENDING:
+                fleet.begin_launch(r, now)
+
+    def _save(self, now: float) -> None:
+        """All that changed, in one transaction: from here on the world may be touched."""
+        if not any(f.dirty or f.news for f in self.fleets.values()):
+            return
+        told: list[dict[str, Any]] = []
+        with self.table.transaction():
+            for fleet in self.fleets.values():
+                self.table.save(fleet.rows[id] for id in fleet.dirty)
+                name = fleet.service.name
+                if any(e["kind"] in ("breaker", "transition", "retry") for e in fleet.news):
+                    self.table.set_breaker(name, fleet.breaker.to_json())
+                for event in fleet.news:
+                    if event["kind"] == "cold_start":
+                        phase, seconds = event["phase"], event["seconds"]
+                        self.table.add_cold_start(name, event["spec_hash"], "", phase, seconds, now)
+                    told.append(self.table.add_event(event, event["at"]))
+        for fleet in self.fleets.values():
+            for id in [id for id in fleet.dirty if fleet.rows[id].state is State.GONE]:
+                fleet.forget(id)
+            fleet.dirty.clear()
+            fleet.news.clear()
+        for event in told:
+            self._tell(event)
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        log.info("%s %s: %s", event["replica"] or event["service"], event["kind"], event["reason"])
+        for queue in self._subscribers:
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(event)
+
+    # ------------------------------------------------------------ act
+
+    def _publish(self, now: float) -> None:
+        """A new generation if anything that workers act upon has changed; the progress of cold starts if
+        not."""
+        served = [f for f in self.fleets.values() if not f.retired]
+        infos = [report.service_info(f, self.loads.window, self.keys[f.service.name], now) for f in served]
+        still = tuple(map(report.still, infos))
+        if still != self._published:
+            self.table.generation = self.generation = self.generation + 1
+            self._published = still
+            self._slots.published(self.generation, {u.slot for i in infos for u in i.upstreams})
+            self._progressed = {info.name: info.cold for info in infos}
+            self.control.publish(Snapshot(self.generation, tuple(infos)))
+            return
+        for info in infos:
+            before = self._progressed.get(info.name)
+            if report.rounded(info.cold) != report.rounded(before):
+                self._progressed[info.name] = info.cold
+                self.control.progress(info.name, info.cold)
+
+    def _act(self, now: float) -> None:
+        """What each row's state asks for, unless it is under way."""
+        probes: dict[str, ProbeTarget] = {}
+        polls: dict[str, LoadTarget] = {}
+        for fleet in self.fleets.values():
+            key = self.keys.get(fleet.service.name)
+            for r in fleet.rows.values():
+                due = now >= fleet.retry_at.get(r.id, 0.0)
+                if r.state is State.PROVISIONING and due and r.id not in self._errands:
+                    same = r.spec_hash == fleet.service.hash
+                    service = fleet.service if same else _as_it_was(r, fleet.service)
+                    self._errands.launch(r.id, service, {} if key is None else {spec.REPLICA_KEY: key})
+                elif r.state is State.TERMINATING and due:
+                    self._errands.terminate(r.id)
+                if r.url is not None and r.state in PROBED:
+                    eager = r.state is State.STARTING
+                    interval = fleet.probe_interval
+                    probes[r.id] = ProbeTarget(r.url, fleet.service.probe, interval, eager, key)
+                if r.url is not None and r.state in (State.READY, State.NOT_READY):
+                    polls[r.id] = LoadTarget(r.url, r.slot, key)
+                signs = fleet.signs.get(r.id)
+                if signs is not None and signs.listed in ("dead", "absent") and not signs.probe_failures:
+                    self.prober.soon(r.id)
+        self.prober.keep(probes)
+        self.loads.keep(polls)
+        self._end_orphans(now)
+
+    def _end_orphans(self, now: float) -> None:
+        """What exists under our owner's name without a row is ended; nobody else's is ever touched."""
+        if self._look.instances is None:
+            return
+        rows = {id for f in self.fleets.values() for id in f.rows}
+        for id in self._look.instances:
+            if id in rows or id in self._errands or not owned_by(id, self.table.owner):
+                continue
+            first, not_before = self._orphans.setdefault(id, (self._look.seq, now))
+            if self._look.seq > first and now >= not_before:  # one look may be older than the end of its row
+                self._orphans[id] = (first, now + 60.0)
+                log.warning("%s is ours and has no row: ending it", id)
+                self._errands.terminate(id)
+
+    # ------------------------------------------------------------ what people ask for
+
+    def _fleet(self, name: str) -> Fleet:
+        fleet = self.fleets.get(name)
+        if fleet is None or fleet.retired:
+            known = ", ".join(n for n, f in self.fleets.items() if not f.retired)
+            raise UnknownService(f"there is no service {name!r}; there is: {known}")
+        return fleet
+
+    def set_limits(self, name: str, min: int | None = None, max: int | None = None) -> dict[str, Any]:
+        """Override the limits until `reset_limits` or a changed YAML; None leaves that one as it is.
+
+        Effective within a tick. Returns {"min", "max", "override"} as in `status`.
+        :raises UnknownService:
+        :raises ValueError: a negative number, or a minimum above the maximum.
+        """
+        fleet = self._fleet(name)
+        old = fleet.override or Override()
+        override = Override(old.min if min is None else min, old.max if max is None else max)
+        if any(n is not None and n < 0 for n in (min, max)):
+            raise ValueError("limits are 0 or more")
+        highest = fleet.policy.max if max is None else max
+        if min is not None and min > highest:
+            raise ValueError(f"min {min} is above max {highest}")
+        fleet.override = override
+        self.table.set_limits(name, Limits(override.min, override.max, fleet.service.hash))
+        return self._limits_changed(fleet, "set")
+
+    def reset_limits(self, name: str) -> dict[str, Any]:
+        """Back to the YAML's (and the flags') limits."""
+        fleet = self._fleet(name)
+        fleet.override = None
+        self.table.clear_limits(name)
+        return self._limits_changed(fleet, "reset")
+
+    def _limits_changed(self, fleet: Fleet, code: str) -> dict[str, Any]:
+        limits = report.limits(fleet)
+        fleet.tell("limits", f"limits are {limits['min']}..{limits['max']} ({code})", self.clock(), code=code)
+        self.poke()
+        return limits
+
+    def retry(self, name: str) -> None:
+        """Allow a launch at once, whatever has failed before. :raises UnknownService:"""
+        fleet = self._fleet(name)
+        fleet.breaker = breaker.retried(fleet.breaker)
+        fleet.tell("retry", "another start is allowed: a person asked for it", self.clock(), code="retry")
+        self.poke()
+
+    async def down(self, limit: float | None = None, *, pause: float = 0.2) -> list[str]:
+        """End every replica and verify that nothing of ours is left; waiters are told "stopping" at once.
+
+        Streams get `down_drain_limit` seconds. Goes on (with back-off) until nothing is left, or for `limit`
+        seconds; returns the ids that remain: an empty list means verified. There is no way back: the gateway
+        is to stop.
+        """
+        self.stopping = True
+        began = time.monotonic()
+        while True:
+            remaining = {r.id for f in self.fleets.values() for r in f.rows.values()}
+            if not remaining and not self._errands:
+                try:
+                    instances = await self.provisioner.instances()
+                    remaining = {id for id in instances if owned_by(id, self.table.owner)}
+                    if not remaining:
+                        return []
+                except Exception as error:
+                    log.warning("what is left is not known: %s", error)
+            if limit is not None and time.monotonic() - began >= limit:
+                return sorted(remaining)
+            try:
+                await self.tick()
+            except Exception:
+                log.exception("the tick failed while going down")
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), pause)
+
+    def status(self) -> dict[str, Any]:
+        """The shape of GET /admin/status."""
+        now = self.clock()
+        return {
+            "generation": self.generation,
+            "owner": self.table.owner,
+            "services": [
+                report.status(f, self.loads, self._ledger.total(name), now)
+                for name, f in self.fleets.items()
+                if not f.retired or f.rows
+            ],
+        }
+
+    async def events(self, last: int = 0) -> AsyncIterator[dict[str, Any]]:
+        """The `last` past events, then each new one as it comes. A reader that is slow loses the oldest."""
+        queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(KEPT_EVENTS)
+        self._subscribers.add(queue)
+        try:
+            for event in self.table.last_events(last) if last else ():
+                yield event
+            while True:
+                yield await queue.get()
+        finally:
+            self._subscribers.discard(queue)
+
+
+def _as_it_was(r: Replica, now: Service) -> Service:
+    """The service from the YAML that the replica was decided upon, or as it is now if that cannot be read."""
+    try:
+        return spec.parse(r.spec_text, r.service, name=r.service, environ=os.environ)
+    except spec.SpecError as error:
+        log.warning("%s comes from a YAML that cannot be read any more: %s", r.id, error)
+        return replace(now, name=r.service)
+

@@ -1,0 +1,142 @@
+"""What is told about a fleet: to the workers (`ServiceInfo`, `ColdStart`) and to people (`status`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from replicas.fleet import Fleet
+from replicas.lifecycle import CAPACITY, COMING, Replica, State
+from replicas.loads import Load, LoadPoller
+from replicas.messages import ColdStart, ServiceInfo, Status, UpstreamInfo
+from replicas.phases import PHASES
+
+HOLD_SPARE = 300.0  # s that a hold may last beyond provision timeout and initial delay
+
+
+def still(info: ServiceInfo) -> ServiceInfo:
+    """What must differ for a new generation; the rest is only true at the moment of telling."""
+    return replace(info, cold=None, retry_after=0)
+
+
+def service_info(fleet: Fleet, window: Callable[[str], int], replica_key: str, now: float) -> ServiceInfo:
+    status, code, message, retry_after = _status(fleet, now)
+    upstreams = tuple(
+        UpstreamInfo(r.id, r.slot, r.url, window(r.id))
+        for r in fleet.rows.values()
+        if r.state is State.READY and r.url is not None
+    )
+    return ServiceInfo(
+        name=fleet.service.name,
+        index=fleet.index,
+        model=fleet.service.model,
+        status=status,
+        code=code,
+        message=message,
+        retry_after=retry_after,
+        upstreams=upstreams,
+        state=state(fleet),
+        hold_max_seconds=hold_max(fleet),
+        upstream_timeout=fleet.service.stream_timeout_seconds,
+        replica_key=replica_key,
+        cold=cold_start(fleet, now),
+    )
+
+
+def _status(fleet: Fleet, now: float) -> tuple[Status, str, str, int]:
+    name = fleet.service.name
+    if fleet.stopping:
+        return "stopping", "service_stopping", "the gateway is going down and has ended its replicas", 60
+    if fleet.policy.max == 0:
+        return "paused", "service_paused", f"{name} is paused: `gateway scale {name} --max N` resumes it", 60
+    blocked = fleet.breaker.ends_holds(now) and not fleet.count(*CAPACITY)
+    if blocked:
+        return "blocked", "cold_start_failed", fleet.breaker.message(now), fleet.breaker.retry_after(now)
+    return "open", "", "", 10
+
+
+def hold_max(fleet: Fleet) -> float:
+    """Seconds that a request is held at most."""
+    if fleet.config.hold_max is not None:
+        return fleet.config.hold_max
+    return fleet.config.provision_timeout + fleet.service.probe.initial_delay_seconds + HOLD_SPARE
+
+
+def state(fleet: Fleet) -> str:
+    """cold, starting, ready or not_ready: of the service as a whole."""
+    if fleet.count(State.READY):
+        return "ready"
+    if fleet.count(*COMING):
+        return "starting"
+    return "not_ready" if fleet.count(State.NOT_READY) else "cold"
+
+
+def cold_start(fleet: Fleet, now: float) -> ColdStart | None:
+    """Of the replica that is furthest, while none is READY; None when nothing starts."""
+    coming = [r for r in fleet.rows.values() if r.state in COMING]
+    if not coming or fleet.count(State.READY):
+        return None
+    r = max(coming, key=lambda r: (_place(r), r.progress or 0.0, -r.n))
+    return ColdStart(r.id, r.phase, r.progress, fleet.starts.eta(r, now), r.reason)
+
+
+def _place(r: Replica) -> int:
+    return PHASES.index(r.phase) if r.phase in PHASES else -1
+
+
+def rounded(cold: ColdStart | None) -> ColdStart | None:
+    """To whole seconds and per cent: what is worth a message."""
+    if cold is None:
+        return None
+    return replace(
+        cold,
+        progress=None if cold.progress is None else round(cold.progress, 2),
+        eta_seconds=None if cold.eta_seconds is None else round(cold.eta_seconds),
+    )
+
+
+def limits(fleet: Fleet) -> dict[str, Any]:
+    policy = fleet.policy
+    return {"min": policy.min, "max": policy.max, "override": fleet.override is not None}
+
+
+def status(fleet: Fleet, loads: LoadPoller, total_cost: float, now: float) -> dict[str, Any]:
+    """One service of GET /admin/status. Times: unix seconds; money: dollars."""
+    service_status, _, message, _ = _status(fleet, now)
+    hourly = sum(r.hourly_cost or 0.0 for r in fleet.rows.values() if r.state is not State.PENDING)
+    decision = fleet.decision
+    return {
+        "name": fleet.service.name,
+        "model": fleet.service.model,
+        "state": state(fleet),
+        "status": service_status,
+        "limits": limits(fleet),
+        "target": {"replicas": decision.target, "reason": decision.reason, "code": decision.code},
+        "blocked": message if service_status == "blocked" else fleet.breaker.message(now) or None,
+        "frozen": fleet.frozen,
+        "demand": {"waiting": fleet.meter.waiting, "in_flight": sum(fleet.meter.in_flight.values())},
+        "replicas": [_replica(fleet, r, loads, now) for r in fleet.rows.values()],
+        "cost": {"hourly": hourly, "total": total_cost},
+    }
+
+
+def _replica(fleet: Fleet, r: Replica, loads: LoadPoller, now: float) -> dict[str, Any]:
+    load = loads.results.get(r.id, Load())
+    in_flight = fleet.board.in_flight(r.slot)
+    return {
+        "id": r.id,
+        "state": str(r.state),
+        "phase": r.phase,
+        "progress": r.progress,
+        "eta_seconds": fleet.starts.eta(r, now) if r.state in COMING else None,
+        "since": r.since,
+        "url": r.url,
+        "in_flight": in_flight,
+        "queue_depth": in_flight + load.foreign,
+        "window": loads.window(r.id) if r.state is State.READY else r.window,
+        "hourly_cost": r.hourly_cost,
+        "outdated": fleet.outdated(r),
+        "reason": r.reason,
+        "failure": r.failure,
+    }
