@@ -144,7 +144,14 @@ async def serve(config: SimConfig, phases: dict[str, float], *, quiet: bool) -> 
 
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop)
-        await startup.warmup(sim.url)
+        warmup, closed = (
+            asyncio.ensure_future(part) for part in (startup.warmup(sim.url), sim.closed.wait())
+        )
+        await asyncio.wait((warmup, closed), return_when=asyncio.FIRST_COMPLETED)
+        if closed.done():
+            warmup.cancel()
+            return 0
+        await warmup
     except DiedAtStart:
         await sim.close()
         return 1 if config.exit_code is None else config.exit_code

@@ -127,7 +127,8 @@ class Engine:
         self.batch = self._admit()
         if self.batch:
             self.kind = "prefill"
-            return self.profile.prefill_seconds(sum(tokens for _, tokens in self.batch))
+            tokens = sum(tokens for _, tokens in self.batch)
+            return self.profile.prefill_seconds(tokens, alone=not self.running)
         if self.running:
             self.kind = "decode"
             self._retract()

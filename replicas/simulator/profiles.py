@@ -2,7 +2,9 @@
 
     f(B)         = 1 - (1 - 8/256)^B              share of R1's 256 routed experts that B tokens touch
     decode step  = base + experts * f(B)          the gap between two tokens of every running request
-    prefill step = prefill_base + tokens / rate   new requests go first; decoding waits meanwhile
+    prefill step = tokens / rate                  new requests go first; decoding waits meanwhile
+                 + prefill_base                   if nothing runs: tokenizing, scheduling, launching; else
+                                                  it overlaps with decoding (the H200 figures were fitted so)
 
 At a small B, decoding is bound by streaming the weights of the *touched* experts, so it saturates once all
 are touched. All times are seconds of the modelled engine; `--speedup` divides them later.
@@ -28,7 +30,7 @@ class Profile:
     name: str
     base: float  # seconds of a decode step whatever the batch: attention, dense weights, all-reduce
     experts: float  # seconds to stream all the routed experts
-    prefill_base: float  # seconds of a prefill step without tokens
+    prefill_base: float  # seconds from an arrival at an idle engine to its prefill
     prefill_rate: float  # uncached prompt tokens a second
     kv_tokens: int  # room in the KV cache, tokens
     floor: float = 0.0  # shortest decode step, seconds (where the formula is extrapolated below its anchors)
@@ -37,9 +39,9 @@ class Profile:
         """The length of one decode step over `batch` running requests."""
         return max(self.floor, self.base + self.experts * experts_touched(batch))
 
-    def prefill_seconds(self, tokens: int) -> float:
-        """The length of one prefill step over `tokens` uncached prompt tokens."""
-        return self.prefill_base + tokens / self.prefill_rate
+    def prefill_seconds(self, tokens: int, *, alone: bool) -> float:
+        """The length of one prefill step over `tokens` uncached prompt tokens; `alone`: nothing decodes."""
+        return tokens / self.prefill_rate + (self.prefill_base if alone else 0.0)
 
 
 PROFILES = {

@@ -90,7 +90,7 @@ class Reports:
         if engine.kind == "prefill":
             tokens = sum(tokens for _, tokens in engine.batch)
             self._prefill_tokens += tokens
-            self._prefill_us += int(engine.profile.prefill_seconds(tokens) * 1e6)
+            self._prefill_us += int(engine.profile.prefill_seconds(tokens, alone=False) * 1e6)
             self._publish_loads()
             self._publish_gauges(len(engine.running))
             self._log(

@@ -32,7 +32,6 @@ class Runner:
         self._speedup = speedup
         self._jitter = jitter
         self._rng = random.Random(seed)
-        self._loop = asyncio.get_running_loop()
         self._timer: asyncio.Handle | None = None
         self._due = 0.0
         self._finish_pending = False
@@ -42,8 +41,9 @@ class Runner:
     def kick(self) -> None:
         """There is work (or may be): run. What arrives in the same turn of the loop meets in one queue."""
         if self._timer is None and not self.frozen:
-            self._due = self._loop.time()
-            self._timer = self._loop.call_soon(self._finish if self._finish_pending else self._begin)
+            loop = asyncio.get_running_loop()
+            self._due = loop.time()
+            self._timer = loop.call_soon(self._finish if self._finish_pending else self._begin)
 
     def freeze(self) -> None:
         """Stop in the middle of a step, as a hung scheduler does."""
@@ -57,17 +57,21 @@ class Runner:
         self.frozen = False
         self.kick()
 
+    def draw(self) -> float:
+        """By how much the next step is longer than modelled; 1.0 without jitter."""
+        return self._rng.uniform(1.0 - self._jitter, 1.0 + self._jitter)
+
     def _begin(self) -> None:
         seconds = self._engine.begin()
         self._on_begin()
         if seconds is None:
             self._timer = None
             return
-        if self._jitter:
-            seconds *= self._rng.uniform(1.0 - self._jitter, 1.0 + self._jitter)
-        self._due = max(self._due, self._loop.time() - CATCH_UP) + seconds * self.slowness / self._speedup
+        seconds *= self.draw()
+        loop = asyncio.get_running_loop()
+        self._due = max(self._due, loop.time() - CATCH_UP) + seconds * self.slowness / self._speedup
         self._finish_pending = True
-        self._timer = self._loop.call_at(self._due, self._finish)
+        self._timer = loop.call_at(self._due, self._finish)
 
     def _finish(self) -> None:
         self._finish_pending = False
@@ -76,4 +80,4 @@ class Runner:
         self._on_step(stepped)
         if self._timer is None and not self.frozen:
             # call_soon, not a call: a step that is already due must not starve the connections
-            self._timer = self._loop.call_soon(self._begin)
+            self._timer = asyncio.get_running_loop().call_soon(self._begin)

@@ -115,3 +115,14 @@ def recorded() -> Callable[[str], Response]:
         return Response(raw[raw.index(b"HTTP/1.1 ") :])
 
     return read
+
+
+@pytest.fixture
+def until() -> Callable[..., Any]:
+    async def wait(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+        """Until it is so; the limit is only there to end a broken test."""
+        async with asyncio.timeout(seconds):
+            while not condition():  # noqa: ASYNC110  # the server has no event for every condition
+                await asyncio.sleep(0.002)
+
+    return wait
