@@ -24,8 +24,9 @@ from replicas.table import Table
 YAML = """
 name: r1
 resources: {ports: 30000}
-run: python -m sglang.launch_server --model-path deepseek-ai/DeepSeek-R1 --port 30000 --api-key
-"$REPLICA_API_KEY" service:
+run: |
+  python -m sglang.launch_server --model-path deepseek-ai/DeepSeek-R1 --port 30000 --api-key $REPLICA_API_KEY
+service:
   readiness_probe: {path: /health, initial_delay_seconds: 1200}
   replica_policy: {min_replicas: 0, max_replicas: 2}
 """
