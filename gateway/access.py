@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any, TextIO
+
+log = logging.getLogger(__name__)
 
 
 class AccessLog:
@@ -15,18 +18,30 @@ class AccessLog:
 
     def __init__(self, path: str | None) -> None:
         self._file: TextIO | None = None
+        self._failing = False  # said once, until it works again
         if path == "-":
             self._file = sys.stderr
         elif path is not None:
-            self._file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - closed by close()
+            self._file = open(  # noqa: SIM115 - closed by close()
+                path, "a", buffering=1, encoding="utf-8", errors="backslashreplace"
+            )
 
     def __bool__(self) -> bool:
         return self._file is not None
 
     def write(self, entry: Mapping[str, Any]) -> None:
         """Write one entry; `time` is put first."""
-        if self._file is not None:
-            self._file.write(json.dumps({"time": _now(), **entry}, ensure_ascii=False) + "\n")
+        if self._file is None:
+            return
+        line = json.dumps({"time": _now(), **entry}, ensure_ascii=False) + "\n"
+        try:
+            self._file.write(line)
+        except OSError as error:  # a full disk fails no request
+            if not self._failing:
+                log.warning("the access log cannot be written: %s", error)
+            self._failing = True
+        else:
+            self._failing = False
 
     def close(self) -> None:
         if self._file is not None and self._file is not sys.stderr:

@@ -67,14 +67,14 @@ def to_replica(
         b"POST %b HTTP/1.1\r\nhost: %b\r\naccept-encoding: identity\r\nx-request-id: %b\r\n"
         % (target, authority.encode(), request_id.encode())
     ]
-    forwarded = client.encode()
+    forwarded = [client.encode()]
     host = b""
     nominated: frozenset[bytes] = frozenset()
     for name, value in headers:
         if name not in _NOT_TO_REPLICA:
             lines.append(b"%b: %b\r\n" % (name, value))
         elif name == b"x-forwarded-for":
-            forwarded = value + b", " + forwarded
+            forwarded.insert(-1, value)
         elif name == b"host":
             host = value
         elif name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
@@ -85,14 +85,15 @@ def to_replica(
         lines.append(b"authorization: Bearer %b\r\n" % key.encode())
     lines.append(
         b"x-forwarded-for: %b\r\nx-forwarded-host: %b\r\nx-forwarded-proto: %b\r\ncontent-length: %d\r\n\r\n"
-        % (forwarded, host, scheme.encode(), length)
+        % (b", ".join(forwarded), host, scheme.encode(), length)
     )
     return b"".join(lines)
 
 
-def to_client(headers: Iterable[Header], request_id: str) -> list[Header]:
-    """The replica's response headers as the client gets them."""
-    kept = [header for header in headers if header[0] not in _NOT_TO_CLIENT]
+def to_client(headers: Iterable[Header], request_id: str, *, sized: bool = True) -> list[Header]:
+    """The replica's response headers as the client gets them; without its length when not `sized`."""
+    dropped = _NOT_TO_CLIENT if sized else _NOT_TO_CLIENT | {b"content-length"}
+    kept = [header for header in headers if header[0] not in dropped]
     kept.append((b"x-request-id", request_id.encode()))
     return kept
 

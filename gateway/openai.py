@@ -34,8 +34,10 @@ class Endpoint:
     """One allowed POST path.
 
     `required`: of each group at least one member must be there. `streams`: knows `stream: true`. `rid`: the
-    member that holds the prompt where SGLang takes our `rid` for a single prompt, else None. `end`: a stream
-    without one of these before its end was cut. `chunk`: the object name of an empty chunk.
+    member that holds the prompt where SGLang takes our `rid` for a single prompt, else None. `end`: the line
+    without which a stream was cut (at the start of a line: an answer may speak of `data: [DONE]`).
+    `long_end`: the event of that line may be larger than the tail that is kept. `chunk`: the object name of
+    an empty chunk.
     """
 
     path: str
@@ -43,7 +45,8 @@ class Endpoint:
     streams: bool = False
     beats: Beats = Beats.COMMENTS
     prompt: str | None = None
-    end: tuple[bytes, ...] = (b"data: [DONE]", b"data:[DONE]")
+    end: re.Pattern[bytes] = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\](?:[\r\n]|$)")
+    long_end: bool = False
     chunk: str | None = None
     anthropic: bool = False
     typed_errors: bool = False
@@ -64,7 +67,8 @@ _ROWS = (
         "/v1/responses",
         (("input",),),
         True,
-        end=(b'"response.completed"', b'"response.incomplete"', b'"response.failed"'),
+        end=re.compile(rb"(?:^|[\r\n])event: ?response\.(?:completed|incomplete|failed)[\r\n]"),
+        long_end=True,
         typed_errors=True,
     ),
     Endpoint(
@@ -72,7 +76,7 @@ _ROWS = (
         (("messages",), ("max_tokens",)),
         True,
         Beats.PING,
-        end=(b"message_stop",),
+        end=re.compile(rb"(?:^|[\r\n])event: ?message_stop[\r\n]"),
         anthropic=True,
     ),
     Endpoint("/v1/rerank", (("query",), ("documents",))),
@@ -124,13 +128,11 @@ def _check_members(body: Body, endpoint: Endpoint) -> None:
     model = body.get("model")
     if model is not None and not isinstance(model, str):
         raise BadRequest(f"'model' must be a string, not {_kind(model)}.", param="model")
-    for name in ("messages", "input_ids", "documents"):
-        if name in endpoint_members(endpoint) and name in body:
-            value = body[name]
-            if not isinstance(value, list) or not value:
-                raise BadRequest(f"'{name}' must be a non-empty array.", param=name)
-    if "messages" in body and isinstance(body["messages"], list):
-        for i, message in enumerate(body["messages"]):
+    for name in endpoint_members(endpoint) & _ARRAYS:
+        value = body.get(name)  # null is as good as absent: clients send all their members
+        if value is not None and (not isinstance(value, list) or not value):
+            raise BadRequest(f"'{name}' must be a non-empty array.", param=name)
+        for i, message in enumerate(value or () if name == "messages" else ()):
             if not isinstance(message, dict) or not isinstance(message.get("role"), str):
                 raise BadRequest(
                     f"'messages[{i}]' must be an object with a 'role'.",
@@ -139,19 +141,14 @@ def _check_members(body: Body, endpoint: Endpoint) -> None:
                 )
     for name, low in (("max_tokens", 0), ("max_completion_tokens", 0), ("n", 1)):
         value = body.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
+        if value is not None and not (_is_number(value) and value >= low and value == value // 1):
             raise BadRequest(f"'{name}' must be a whole number of at least {low}.", param=name)
     for name, high in (("temperature", None), ("top_p", 1)):
         value = body.get(name)
-        if value is not None and (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or value < 0
-            or (high is not None and value > high)
-        ):
+        if value is not None and not (_is_number(value) and 0 <= value <= (high or _HUGE)):
             bound = f"between 0 and {high}" if high else "of at least 0"
             raise BadRequest(f"'{name}' must be a number {bound}.", param=name)
-    if endpoint.typed_errors:
+    if endpoint.path == "/v1/responses":
         for name in ("previous_response_id", "background", "conversation"):
             if body.get(name):
                 raise BadRequest(
@@ -168,6 +165,14 @@ def _check_members(body: Body, endpoint: Endpoint) -> None:
             )
 
 
+_ARRAYS = frozenset({"messages", "input_ids", "documents"})
+_HUGE = 1e9  # no temperature; also keeps Infinity out, which Python reads and JSON does not have
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def endpoint_members(endpoint: Endpoint) -> frozenset[str]:
     """The members an endpoint's required groups speak of."""
     return frozenset(name for group in endpoint.required for name in group)
@@ -181,8 +186,9 @@ def takes_rid(body: Body, endpoint: Endpoint) -> bool:
         params = body.get("sampling_params")
         if isinstance(params, list) or (isinstance(params, dict) and params.get("n") not in (None, 1)):
             return False
-        if "input_ids" in body:
-            return not any(isinstance(x, list) for x in body["input_ids"][:1])
+        ids = body.get("input_ids")
+        if ids is not None:
+            return all(type(x) is int for x in ids)
     prompt = body.get(endpoint.prompt)
     if endpoint.prompt == "messages" or isinstance(prompt, str):
         return True
@@ -203,7 +209,7 @@ def _kind(value: object) -> str:
 # --- errors ---------------------------------------------------------------------------------------
 
 _PATHS = re.compile(
-    r'(?:,?\s*(?:in\s+)?File\s+"[^"]*",\s*line\s+\d+(?:,\s*in\s+[\w<>.]+)?)|(?:/[\w.@+-]+){2,}'
+    r'(?:,?\s*(?:in\s+)?File\s+"[^"]*",\s*line\s+\d+(?:,\s*in\s+[\w<>.]+)?)|(?<![\w/])(?:/[\w.@+-]+){2,}'
 )
 
 
@@ -222,7 +228,12 @@ def error_body(error: GatewayError, endpoint: Endpoint | None = None) -> bytes:
     body: dict[str, Any] = {"error": error_object(error)}
     if endpoint is not None and endpoint.anthropic:
         body = {"type": "error", **body}
-    return json.dumps(body, ensure_ascii=False).encode()
+    return _encoded(body)
+
+
+def _encoded(value: object) -> bytes:
+    # An unpaired surrogate ("\\ud800" is legal JSON) has no UTF-8: it goes out as it came in, escaped.
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
 def error_frame(error: GatewayError, endpoint: Endpoint) -> bytes:
@@ -239,7 +250,7 @@ def error_frame(error: GatewayError, endpoint: Endpoint) -> bytes:
             "param": error.param,
             "sequence_number": 0,
         }
-        return b"event: error\ndata: %b\n\n" % json.dumps(frame, ensure_ascii=False).encode()
+        return b"event: error\ndata: %b\n\n" % _encoded(frame)
     event = b"event: error\n" if endpoint.anthropic else b""
     return b"%bdata: %b\n\n" % (event, error_body(error, endpoint))
 
@@ -257,6 +268,8 @@ def refused(status: int, raw: bytes) -> UpstreamError:
         )
     if status == 503:
         return NotTaken(message or "The replica cannot take the request now.")
+    if status < 400:
+        return Refused(f"The replica answered {status}, which no client of ours can use.", status=502)
     kind = "invalid_request_error" if status < 500 else "server_error"
     error_code = code or ("invalid_request" if status < 500 else "replica_error")
     return Refused(
@@ -298,11 +311,13 @@ def first_event_end(data: bytes) -> int:
 
 
 def first_event_error(event: bytes) -> UpstreamError | None:
-    """SGLang says "queue full" of a stream as 200 with an error event first; None when the event is not an
-    error."""
+    """SGLang says "queue full" of a stream as 200 with an error event first; None when the first event is not
+    an error. What comes after its blank line (`data: [DONE]`, mostly in the same read) is not looked at."""
     if b'"error"' not in event:
         return None
-    lines = [line[5:].strip() for line in re.split(rb"\r\n|\n|\r", event) if line.startswith(b"data:")]
+    end = first_event_end(event)
+    lines = re.split(rb"\r\n|\n|\r", event[:end] if end >= 0 else event)
+    lines = [line[5:].strip() for line in lines if line.startswith(b"data:")]
     try:
         body = json.loads(b"\n".join(lines))
     except ValueError:
@@ -317,12 +332,12 @@ def first_event_error(event: bytes) -> UpstreamError | None:
 
 def between_events(tail: bytes) -> bool:
     """Whether a stream whose last relayed bytes are `tail` stands between two events."""
-    return not tail or tail.endswith((b"\n\n", b"\r\n\r\n", b"\r\r"))
+    return not tail or tail.endswith((b"\n\n", b"\n\r\n", b"\r\r"))
 
 
 def is_complete(tail: bytes, endpoint: Endpoint) -> bool:
     """Whether the stream's end marker is among its last bytes."""
-    return any(marker in tail for marker in endpoint.end)
+    return endpoint.end.search(tail) is not None
 
 
 _TOKENS_IN = re.compile(rb'"(?:prompt|input)_tokens":\s*(\d+)')
@@ -344,7 +359,7 @@ def usage(tail: bytes) -> tuple[int | None, int | None]:
 
 def comment(text: str) -> bytes:
     """An SSE comment: one line, one newline, nothing that could end it early."""
-    return b": %b\n" % " ".join(text.split()).encode()
+    return b": %b\n" % " ".join(text.split()).encode("utf-8", "replace")
 
 
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
@@ -363,4 +378,4 @@ def empty_chunk(endpoint: Endpoint, request_id: str, model: str, created: int) -
         "model": model,
         "choices": [choice],
     }
-    return b"data: %b\n\n" % json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    return b"data: %b\n\n" % _encoded(body)

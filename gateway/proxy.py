@@ -9,6 +9,7 @@ for content.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from gateway import headers as lines
 from gateway import openai
 from gateway.errors import (
+    BadResponse,
     BodyTooLarge,
     DiedMidway,
     DiedSilent,
@@ -49,6 +51,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 MAX_ATTEMPTS = 3
 TAIL = 4096  # bytes kept of a reply's end: its last event, end marker and usage
+LINGER_SECONDS = 30.0  # for the rest of a refused body, as nginx's lingering_time
 MAX_ERROR_BODY = 256 * 1024  # bytes read of a replica's error answer
 
 
@@ -61,8 +64,9 @@ class Exchange:
 
     __slots__ = (
         "_beaten", "_body", "_conn", "_cut", "_last", "_loop", "_patience", "_receive", "_rid", "_scope",
-        "_send", "_since", "_started", "_task", "_timer", "_upstreams", "_watcher", "_worker", "attempts",
-        "endpoint", "held", "key", "lease", "model", "reply", "request_id", "served", "ttft", "upstream",
+        "_send", "_since", "_started", "_task", "_timer", "_unread", "_upstreams", "_watcher", "_worker",
+        "attempts", "endpoint", "held", "key", "lease", "model", "reply", "request_id", "served", "ttft",
+        "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -87,6 +91,7 @@ class Exchange:
         self._timer: asyncio.TimerHandle | None = None
         self._conn: Connection | None = None
         self._cut: End | None = None
+        self._unread = False  # more of the request's body is to come
         self._last = self._beaten = self._started
         self.key = self.model = ""
         self.upstream: Upstream | None = None
@@ -111,29 +116,44 @@ class Exchange:
             self._watcher = self._loop.create_task(self._watch())
             await self._serve()
         except asyncio.CancelledError:
-            if self._cut is not None:
-                end = self._cut
-            else:  # the drain limit of a stopping gateway
-                end = await self._fail(Shutdown("This gateway is stopping and waited as long as it may."))
+            end = self._cut or End.SHUTDOWN
+            if self._cut is None:  # the drain limit of a stopping gateway
+                await self._fail(Shutdown("This gateway is stopping and waited as long as it may."))
         except ClientGone:
             end = End.CLIENT_GONE
         except GatewayError as error:
-            end = await self._fail(error)
+            end = error.end
+            await self._fail(error)
         except Exception:
+            end = InternalError.end
             log.exception("request %s failed by a fault of the gateway's own", self.request_id)
-            end = await self._fail(InternalError("The gateway failed; the cause is in its log."))
+            await self._fail(InternalError("The gateway failed; the cause is in its log."))
         finally:
             if self._watcher is not None:
                 self._watcher.cancel()
-        self._account(end)
+            self._account(end)
 
-    async def _fail(self, error: GatewayError) -> End:
+    async def _fail(self, error: GatewayError) -> None:
+        """Tell the client, who may be gone or not read it."""
         try:
-            await self.reply.fail(error)
+            async with asyncio.timeout(LINGER_SECONDS + self._worker.settings.write_timeout):
+                await self.reply.fail(error, self._discard if self._unread else None)
         except asyncio.CancelledError:
             if self._cut is None:
                 raise
-        return error.end
+        except TimeoutError:
+            self._sever()
+        except Exception:
+            log.exception("request %s: its failure could not be told", self.request_id)
+
+    async def _discard(self) -> None:
+        """Read what is left of a refused body: closing a connection with unread bytes resets it, and the
+        client might never see the answer that it was sent before."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while self._unread:
+                    message = await self._receive()
+                    self._unread = message.get("more_body", False)
 
     async def _read(self) -> None:
         """Head checks, the whole body, and what the body must be."""
@@ -141,6 +161,7 @@ class Exchange:
         headers = dict(self._scope["headers"])
         self.request_id = lines.request_id(headers, self._rid)
         self.reply = Reply(self._send, self.endpoint, self.request_id)
+        self._unread = b"expect" not in headers  # such a client sends its body only when asked to
         self.key = worker.keys.check(headers)
         encoding = headers.get(b"content-encoding", b"identity").strip().lower()
         if encoding not in (b"", b"identity"):
@@ -180,24 +201,19 @@ class Exchange:
         )
 
     async def _whole_body(self, limit: int) -> bytes:
-        message = await self._receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        body: bytes = message.get("body", b"")
-        if not message.get("more_body", False) and len(body) <= limit:
-            return body
-        parts, size = [body], len(body)
-        while True:
-            if size > limit:
-                raise BodyTooLarge(f"The request body is over {limit} bytes (--max-body).")
-            if not message.get("more_body", False):
-                return b"".join(parts)
+        parts: list[bytes] = []
+        size, more = 0, True
+        while more:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
             part = message.get("body", b"")
-            parts.append(part)
+            more = self._unread = message.get("more_body", False)
             size += len(part)
+            if size > limit:
+                raise BodyTooLarge(f"The request body is over {limit} bytes (--max-body).")
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _serve(self) -> None:
         """Attempts around the lease: another one only while no byte of a response has come."""
@@ -224,9 +240,9 @@ class Exchange:
                 if not isinstance(error, Undialable) and not upstreams.has_other_than(avoid):
                     raise
                 self._worker.metrics(upstreams).retry(error.cause)
-                self._body_for_retry()
+                self._new_rid()
 
-    def _body_for_retry(self) -> None:
+    def _new_rid(self) -> None:
         if self._rid:
             self._rid = secrets.token_hex(16)  # SGLang refuses a rid it has seen
 
@@ -295,16 +311,16 @@ class Exchange:
 
     async def _exchange(self, upstreams: Upstreams, upstream: Upstream) -> None:
         pool = upstream.pool
-        request = self._request(upstreams, upstream)
         conn: Connection | None = None
         try:
             conn = await pool.acquire()
             try:
-                await self._head(conn, request)
+                await self._head(conn, self._request(upstreams, upstream))
             except Stale:
                 self._worker.metrics(upstreams).retry("stale")
+                self._new_rid()
                 conn = await pool.dial()
-                await self._head(conn, request)
+                await self._head(conn, self._request(upstreams, upstream))
             await self._relay(conn, upstreams, upstream)
             upstreams.succeeded(upstream)
         except UpstreamError as error:
@@ -347,18 +363,20 @@ class Exchange:
         self._conn = conn
         self._last = self._beaten = self._loop.time()
         if self._timer is None:
-            self._timer = self._loop.call_at(self._due(), self._tick)
+            self._timer = self._loop.call_at(self._next_look(self._last), self._tick)
         conn.request(request)
         while not await conn.head():
             await self._silence()
 
     async def _relay(self, conn: Connection, upstreams: Upstreams, upstream: Upstream) -> None:
-        reply = self.reply
+        reply, endpoint = self.reply, self.endpoint
         if not 200 <= conn.status < 300:
             raise openai.refused(conn.status, await self._error_body(conn))
-        events = lines.value(conn.headers, b"content-type").startswith(b"text/event-stream")
+        events = lines.value(conn.headers, b"content-type").lower().startswith(b"text/event-stream")
         if reply.committed and reply.stream and not events:
             raise openai.refused(502, await self._error_body(conn))
+        if reply.committed and events and not reply.stream:
+            raise BadResponse("The replica streams an answer that was not to be streamed.")
         data = b""
         if events:
             data = await self._first_event(conn)
@@ -367,7 +385,9 @@ class Exchange:
                 raise error
         if not reply.started:
             reply.stream = events
-            await reply.start(conn.status, lines.to_client(conn.headers, self.request_id))
+            # A stream may get beats and an error event of ours: its length is not the replica's to say.
+            await reply.start(conn.status, lines.to_client(conn.headers, self.request_id, sized=not events))
+        ended = not events
         chunks, cells = upstreams.chunks + upstream.slot, self._worker.cells
         send, loop = self._send, self._loop
         while True:
@@ -377,11 +397,14 @@ class Exchange:
                     reply.relayed = True
                     self.ttft = self._last - self._started
                 cells[chunks] += 1
+                if endpoint.long_end and not ended:
+                    ended = openai.is_complete(reply.tail + data, endpoint)
                 reply.tail = data[-TAIL:] if len(data) >= TAIL else (reply.tail + data)[-TAIL:]
-                if conn.exhausted and (not events or openai.is_complete(reply.tail, self.endpoint)):
+                if conn.exhausted and (ended or openai.is_complete(reply.tail, endpoint)):
                     await reply.finish(data)
                     return
                 await send({"type": "http.response.body", "body": data, "more_body": True})
+                self._last = loop.time()  # a slow client's time is not the replica's silence
             more = await conn.read()
             if more is None:
                 await self._silence()
@@ -390,7 +413,7 @@ class Exchange:
             if not more:
                 break
             data = more
-        if events and not openai.is_complete(reply.tail, self.endpoint):
+        if not ended and not openai.is_complete(reply.tail, endpoint):
             raise DiedMidway("The replica ended its stream without the end marker.")
         await reply.finish()
 
@@ -402,21 +425,24 @@ class Exchange:
             if more is None:
                 await self._silence()
             elif not more:
-                break
+                if openai.is_complete(data, self.endpoint):
+                    break
+                raise DiedMidway("The replica ended its stream within the first event.")
             else:
                 data += more
         return data
 
     async def _error_body(self, conn: Connection) -> bytes:
         data = b""
-        while len(data) < MAX_ERROR_BODY:
-            more = await conn.read()
-            if more is None:
-                await self._silence()
-            elif not more:
-                break
-            else:
-                data += more
+        with contextlib.suppress(DiedMidway, BadResponse):  # what came of it will do
+            while len(data) < MAX_ERROR_BODY:
+                more = await conn.read()
+                if more is None:
+                    await self._silence()
+                elif not more:
+                    break
+                else:
+                    data += more
         return data
 
     def _abandon(self, upstreams: Upstreams, upstream: Upstream) -> None:
@@ -442,19 +468,28 @@ class Exchange:
         own = self._upstreams.info.upstream_timeout
         return own if own is not None else self._worker.settings.upstream_timeout
 
+    def _next_look(self, now: float) -> float:
+        """When the timer next runs: for a beat, the replica's time limit or the client's."""
+        wait = self._patience
+        assert wait is not None
+        due = self._due()
+        if due <= now:
+            due = now + min(1.0, wait.every)
+        limit = self._worker.settings.write_timeout
+        since = now if self._conn is None or self._conn.waiting else max(self._last, self._beaten)
+        return min(due, since + limit)
+
     def _tick(self) -> None:
         now = self._loop.time()
-        due = self._due()
-        if now >= due:
-            conn = self._conn
-            if conn is not None and conn.waiting:
+        conn = self._conn
+        if conn is None or conn.waiting:
+            if conn is not None and now >= self._due():
                 conn.poke()
-            elif now - self._last >= self._worker.settings.write_timeout:
-                self._stop(End.CLIENT_SLOW)
-                return
-            assert self._patience is not None
-            due = now + min(1.0, self._patience.every)
-        self._timer = self._loop.call_at(due, self._tick)
+        elif now - max(self._last, self._beaten) >= self._worker.settings.write_timeout:
+            self._stop(End.CLIENT_SLOW)
+            self._sever()
+            return
+        self._timer = self._loop.call_at(self._next_look(now), self._tick)
 
     async def _silence(self) -> None:
         """The replica has said nothing for a while: give up, or keep the client."""
@@ -478,6 +513,14 @@ class Exchange:
         if self._cut is None and self._task is not None and not self.reply.finished:
             self._cut = end
             self._task.cancel()
+
+    def _sever(self) -> None:
+        """Reset the client's connection. A server that closes one first sends what the client does not read,
+        for as long as it does not read it; ASGI has no word for this, uvicorn's `send` knows its
+        transport."""
+        transport = getattr(getattr(self._send, "__self__", None), "transport", None)
+        if transport is not None:
+            transport.abort()
 
     def _account(self, end: End) -> None:
         tokens = openai.usage(self.reply.tail)

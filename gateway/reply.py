@@ -92,23 +92,28 @@ class Reply:
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def finish(self, data: bytes = b"") -> None:
-        """End the response well."""
-        self.finished = True
+        """End the response well. It is not `finished` while a client that does not read holds the end up."""
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
+        self.finished = True
 
-    async def fail(self, error: GatewayError) -> None:
-        """Tell the client what went wrong, in the way that is still possible."""
+    async def fail(
+        self, error: GatewayError, before_end: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """Tell the client what went wrong, in the way that is still possible. `before_end` is awaited when
+        all of an error answer was sent and before the response ends, with which the connection may close."""
         if self.finished:
             return
         if not self.started:
-            await self._answer(error)
+            await self._answer(error, before_end)
         elif self.stream and openai.between_events(self.tail):
             await self.finish(openai.error_frame(error, self._endpoint))
         else:
             # Ending an ASGI response midway makes the server close the connection without a last chunk.
             self.aborted = True
 
-    async def _answer(self, error: GatewayError) -> None:
+    async def _answer(
+        self, error: GatewayError, before_end: Callable[[], Awaitable[None]] | None
+    ) -> None:
         body = openai.error_body(error, self._endpoint)
         headers: list[Header] = [
             (b"content-type", b"application/json"),
@@ -121,4 +126,8 @@ class Reply:
         if error.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
         await self.start(error.status, headers)
+        if before_end is not None:
+            await self._send({"type": "http.response.body", "body": body, "more_body": True})
+            await before_end()
+            body = b""
         await self.finish(body)

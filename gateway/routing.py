@@ -36,11 +36,16 @@ HEALTHY = Health()
 
 
 def failed(health: Health, now: float, *, unreachable: bool = False) -> Health:
-    """After one failure: five in a row, or one refused dial, eject for 1 s, 2 s, 4 s ... at most 30 s."""
+    """After one failure: five in a row, or one refused dial, eject for 1 s, 2 s, 4 s ... at most 30 s.
+
+    Many requests fail together when a replica dies: while it is ejected they do not lengthen the pause.
+    """
+    if now < health.until:
+        return Health(health.errors, health.ejections, health.until, health.unreachable or unreachable)
     errors = health.errors + 1
     if not unreachable and errors < CONSECUTIVE_ERRORS:
         return Health(errors, health.ejections, health.until, health.unreachable)
-    pause = min(MAX_EJECTION_SECONDS, BASE_EJECTION_SECONDS * 2**health.ejections)
+    pause = min(MAX_EJECTION_SECONDS, BASE_EJECTION_SECONDS * 2 ** min(health.ejections, 16))
     return Health(0, health.ejections + 1, now + pause, unreachable)
 
 

@@ -25,6 +25,9 @@ IDLE_SECONDS = 4.0
 HIGH_WATER = 64 * 1024
 MAX_HEAD = 64 * 1024  # bytes of status line and headers
 MAX_INTERIM = 8  # 1xx answers before the real one
+# A pooled connection that the replica had closed shows it when it is next written to, a round trip later. One
+# that closes after that did carry the request: sending it again would run it twice.
+STALE_SECONDS = 1.0
 
 Header = tuple[bytes, bytes]
 
@@ -37,8 +40,9 @@ class Connection(asyncio.Protocol):
     """One connection. Mutable state belongs to the one request that holds it; the pool owns it in between."""
 
     __slots__ = (
-        "_buffer", "_error", "_interim", "_parser", "_paused", "_pool", "_received", "_size", "_transport",
-        "_waiter", "closed", "done", "headers", "idle_since", "keep", "reused", "started", "status",
+        "_buffer", "_error", "_head", "_interim", "_late", "_parser", "_paused", "_pool", "_received",
+        "_sent", "_size", "_transport", "_waiter", "closed", "done", "headers", "idle_since", "keep",
+        "reused", "started", "status",
     )  # fmt: skip
 
     def __init__(self, pool: Pool) -> None:
@@ -64,6 +68,9 @@ class Connection(asyncio.Protocol):
         self._buffer: list[bytes] = []
         self._size = 0
         self._received = 0
+        self._head = 0  # bytes of headers and trailers
+        self._sent = self._pool.loop.time()
+        self._late = False  # closed long after the request was sent
         self._interim = 0
         self._paused = False
         self._error: UpstreamError | None = None
@@ -113,7 +120,7 @@ class Connection(asyncio.Protocol):
 
     def release(self) -> None:
         """Give the connection back: reusable when its message was complete, else closed at once."""
-        if self.done and self.keep and not self.closed:
+        if self.done and self.keep and not self.closed and not self._paused:
             self._parser = None
             self._pool.keep(self)
         else:
@@ -148,7 +155,7 @@ class Connection(asyncio.Protocol):
             raise self._error
         if self.closed and not self.done:
             if self._received == 0:
-                if self.reused:
+                if self.reused and not self._late:
                     raise Stale
                 raise DiedSilent("The replica closed the connection without an answer.")
             raise DiedMidway("The replica broke off its answer.")
@@ -181,7 +188,7 @@ class Connection(asyncio.Protocol):
             if not self.done:
                 self._fail(f"The replica's answer is not HTTP: {error}")
             self.keep = False
-        if not self.started and self._received > MAX_HEAD:
+        if self._head > MAX_HEAD or (not self.started and self._received > MAX_HEAD):
             self._fail(f"The replica's answer has over {MAX_HEAD} bytes of headers.")
         self.poke()
         if self._size > HIGH_WATER and not self._paused and not self.done and self._transport is not None:
@@ -194,6 +201,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
         self.keep = False
+        self._late = self._pool.loop.time() - self._sent > STALE_SECONDS
         self._pool.forget(self)
         if self.started and not self.done and exc is None and not self._framed():
             self.done = True  # a body that ends where the connection does
@@ -215,7 +223,8 @@ class Connection(asyncio.Protocol):
             self.keep = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.done:
+        self._head += len(name) + len(value)
+        if not self.started and self._head <= MAX_HEAD:  # not trailers
             self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:

@@ -100,7 +100,8 @@ class Rig:
         worker = Worker(self.settings, index, self.board)
         self.stack.push_async_callback(worker.close)
         await worker.start()
-        sock = socket.create_server(("127.0.0.1", 0))
+        # As a worker gets it: by its number, so that it knows to be TCP (asyncio sets TCP_NODELAY only then).
+        sock = socket.socket(fileno=socket.create_server(("127.0.0.1", 0)).detach())
         server = QuietServer(config(App(worker), drain_seconds=1, log_level="warning"), worker)
         task = asyncio.create_task(server.serve(sockets=[sock]))
 
