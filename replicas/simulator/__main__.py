@@ -145,7 +145,7 @@ async def serve(config: SimConfig, phases: dict[str, float], *, quiet: bool) -> 
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop)
         warmup, closed = (
-            asyncio.ensure_future(part) for part in (startup.warmup(sim.url), sim.closed.wait())
+            asyncio.ensure_future(part) for part in (startup.warmup(sim.url, sim.ready), sim.closed.wait())
         )
         await asyncio.wait((warmup, closed), return_when=asyncio.FIRST_COMPLETED)
         if closed.done():
@@ -155,7 +155,6 @@ async def serve(config: SimConfig, phases: dict[str, float], *, quiet: bool) -> 
     except DiedAtStart:
         await sim.close()
         return 1 if config.exit_code is None else config.exit_code
-    sim.ready()
     await sim.closed.wait()
     return 0
 

@@ -84,8 +84,8 @@ class Startup:
         await self._download()
         await self._load()
 
-    async def warmup(self, url: str) -> None:
-        """From the open port to ready. Raises DiedAtStart."""
+    async def warmup(self, url: str, ready: Callable[[], None]) -> None:
+        """From the open port to the call of `ready`, which comes before the last line. Raises DiedAtStart."""
         log = self._log
         log("INFO:     Started server process [4711]")
         log("INFO:     Waiting for application startup.")
@@ -99,6 +99,7 @@ class Startup:
             "#running-req: 0, #queue-req: 0, "
             "#pending-token: 0, cuda graph: True, input throughput (token/s): 15.59"
         )
+        ready()
         log("The server is fired up and ready to roll!")
 
     async def _provision(self) -> None:

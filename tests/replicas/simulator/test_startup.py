@@ -33,7 +33,7 @@ class Tape:
 
     async def run(self) -> Tape:
         await self.startup.before_port()
-        await self.startup.warmup("http://127.0.0.1:30000")
+        await self.startup.warmup("http://127.0.0.1:30000", lambda: self.say("ready now"))
         return self
 
 
@@ -64,6 +64,7 @@ async def test_the_lines_are_sglangs_and_in_its_order():
         "max_total_num_tokens=",
         "Application startup complete.",
         "Uvicorn running on http://127.0.0.1:30000",
+        "ready now",
         "The server is fired up and ready to roll!",
     )
     places = [next(place for place, (_, line) in enumerate(tape.lines) if word in line) for word in words]
