@@ -18,6 +18,14 @@ from .server import Simulator
 from .startup import DEFAULT_SECONDS, DiedAtStart, Startup, StartupError, parse_phases, printer, stamp
 
 
+def _positive(text: str) -> float:
+    """A number above 0, for argparse."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: wanted a number above 0")
+    return number
+
+
 def parser() -> argparse.ArgumentParser:
     """The flags: SGLang's own first, then the simulator's."""
     faults = "\n".join(f"  {kind:22} {text}" for kind, text in KINDS.items())
@@ -57,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
         default="r1-8xh200-2026",
         help="whose latency (engines as measured)",
     )
-    own.add_argument("--speedup", type=float, default=1.0, help="how many times faster than the profile")
+    own.add_argument("--speedup", type=_positive, default=1.0, help="how many times faster than the profile")
     own.add_argument(
         "--jitter", type=float, default=default.jitter, help="random share of each step's length, 0..1"
     )

@@ -25,6 +25,7 @@ KINDS = {
     "unhealthy": "/health says 503 at once, all else goes on",
     "healthy": "the end of that (only at run time)",
 }
+AT_RUN_TIME = ("crash", "exit", "hang", "resume", "reset", "healthy")
 NEEDS_NUMBER = (
     "crash-after",
     "crash-after-requests",
@@ -57,7 +58,7 @@ class Faults:
 
     @classmethod
     def parse(cls, texts: tuple[str, ...]) -> Faults:
-        """From the values of `--fault`."""
+        """From the values of `--fault`. Raises FaultError."""
         faults = cls()
         for text in texts:
             kind, _, number = text.partition("=")
@@ -65,6 +66,8 @@ class Faults:
                 value = float(number) if number else None
             except ValueError:
                 raise FaultError(f"{text!r}: not a number after '='") from None
+            if kind in AT_RUN_TIME:
+                raise FaultError(f"{kind} is for POST /sim/fault only")
             faults.set(kind, value)
         return faults
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote
 
-from . import reports, shapes
+from . import info, shapes
 from .asking import NOT_AN_EMBEDDER, Refused
 from .connection import Exchange
 from .faults import FaultError
@@ -113,11 +113,11 @@ def _metrics(sim: Simulator, exchange: Exchange) -> None:
 
 def _server_info(sim: Simulator, exchange: Exchange) -> None:
     status = "starting" if sim.starting else "ready"
-    exchange.respond(200, shapes.compact(reports.server_info(sim.config, sim.engine, status)))
+    exchange.respond(200, shapes.compact(info.server_info(sim.config, sim.engine, status)))
 
 
 def _model_info(sim: Simulator, exchange: Exchange) -> None:
-    exchange.respond(200, shapes.compact(reports.model_info(sim.config)))
+    exchange.respond(200, shapes.compact(info.model_info(sim.config)))
 
 
 def _abort(sim: Simulator, exchange: Exchange) -> None:

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from replicas.simulator import SimConfig, Simulator
-from replicas.simulator.faults import KINDS, FaultError, Faults
+from replicas.simulator.faults import AT_RUN_TIME, KINDS, FaultError, Faults
 
 END = b"data: [DONE]\n\n\r\n0\r\n\r\n"
 
@@ -146,6 +146,12 @@ def test_a_fault_that_cannot_be_read_is_named(text):
         Faults.parse((text,))
 
 
-def test_every_kind_can_be_given_on_the_command_line():
-    for kind in KINDS:
-        Faults.parse((f"{kind}=1",))
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - set(AT_RUN_TIME)))
+def test_a_kind_can_be_given_at_start(kind):
+    Faults.parse((f"{kind}=1",))
+
+
+@pytest.mark.parametrize("kind", AT_RUN_TIME)
+def test_what_happens_at_once_cannot_be_given_at_start(kind):
+    with pytest.raises(FaultError, match="POST /sim/fault only"):
+        Faults.parse((kind,))

@@ -128,7 +128,9 @@ async def test_an_exit_code_can_be_asked_for(launch, get):
     assert await process.rest() == 7
 
 
-@pytest.mark.parametrize("flags", [("--startup", "boot=1"), ("--fault", "meteor"), ("--profile", "none")])
+@pytest.mark.parametrize(
+    "flags", [("--startup", "boot=1"), ("--fault", "meteor"), ("--profile", "none"), ("--speedup", "0")]
+)
 async def test_a_flag_that_cannot_be_read_is_refused(launch, flags):
     assert await (await launch(*flags)).rest() == 2
 
