@@ -93,11 +93,19 @@ class FakeControl:
         self.progressed: list[tuple[str, ColdStart | None]] = []
         self.suspects: dict[str, str] = {}
         self.silent = False
+        self.news = asyncio.Event()
 
     def publish(self, snapshot: Snapshot) -> None:
         self.published.append(snapshot)
+        self.news.set()
         if not self.silent:
             self.ack()
+
+    async def until(self, status: str) -> None:
+        """The workers have been told that r1 has this status."""
+        while not self.published or self.published[-1].services[0].status != status:
+            self.news.clear()
+            await self.news.wait()
 
     def ack(self) -> None:
         for index, worker in self.workers.items():
