@@ -70,6 +70,7 @@ class Decision:
 CODES: Final = (
     *("paused", "min_replicas", "max_replicas", "wake", "cold", "nobody_waits", "rising", "demand", "steady"),
     *("falling", "surplus", "idle"),
+    *("blocked", "stopping"),  # of fleet.py: no launch is allowed; the gateway goes down
 )
 
 

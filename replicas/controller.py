@@ -19,15 +19,16 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from replicas import breaker, report, spec
 from replicas.board import SERVICES, Board
 from replicas.errands import Errands
-from replicas.fleet import Evidence, Fleet, Observer
+from replicas.evidence import Evidence, Lookout
+from replicas.fleet import Fleet, Observer
 from replicas.ledger import Ledger
 from replicas.lifecycle import Replica, State, new
 from replicas.loads import LoadPoller, LoadTarget
@@ -35,7 +36,7 @@ from replicas.messages import ColdStart, ServiceInfo, Snapshot, WorkerState
 from replicas.planner import Launch
 from replicas.policy import ControllerConfig, Override
 from replicas.probe import Prober, ProbeTarget
-from replicas.provisioners import Instance, InstancesUnknown, Provisioner, owned_by
+from replicas.provisioners import Provisioner, owned_by
 from replicas.slots import Slots
 from replicas.spec import Service
 from replicas.table import Limits, Table
@@ -46,7 +47,6 @@ log = logging.getLogger(__name__)
 
 TICK: Final = 1.0  # s
 TICK_LEAST: Final = 0.02  # s between ticks that messages cause
-LOOK_WAIT: Final = 0.2  # s that a tick waits for a look; a slower one is used by a later tick
 PROBED: Final = frozenset({State.STARTING, State.READY, State.NOT_READY, State.DRAINING})
 KEPT_EVENTS: Final = 1000  # per subscriber that does not read
 
@@ -66,14 +66,6 @@ class Control(Protocol):
     def publish(self, snapshot: Snapshot) -> None: ...
     def progress(self, service: str, cold: ColdStart | None) -> None: ...
     def take_suspects(self) -> dict[str, str]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """One answer of `provisioner.instances()`; None = it could not say. `seq` grows with each look begun."""
-
-    seq: int
-    instances: Mapping[str, Instance] | None
 
 
 class Controller:
@@ -107,11 +99,7 @@ class Controller:
         self.keys = {s.name: settings.replica_api_key or table.replica_key(s.name) for s in services}
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
-        self._look = Look(0, None)
-        self._looking: asyncio.Task[None] | None = None
-        self._look_seq = 0
-        self._looked_at = float("-inf")
-        self._unknown = False  # the last look failed
+        self._lookout = Lookout(provisioner, settings.look_every)
         self._errands = Errands(provisioner, self.poke)
         self._orphans: dict[str, tuple[int, float]] = {}  # id -> first look that saw it, not again before
         self._slots = Slots(board, control, self.generation)
@@ -195,9 +183,7 @@ class Controller:
     async def close(self) -> None:
         """Save and let go; ends no replica. Launches under way are adopted by the next controller."""
         self._ledger.save(self.clock())
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.gather(self._looking, return_exceptions=True)
+        await self._lookout.close()
         await self._errands.close()
         await self.prober.close()
         await self.loads.close()
@@ -208,37 +194,17 @@ class Controller:
         for id, reason in self.control.take_suspects().items():
             log.info("a worker could not connect to %s: %s", id, reason)
             self.prober.soon(id)
-        now = self.clock()
-        if self._looking is None and now - self._looked_at >= self.config.look_every:
-            self._look_seq += 1
-            self._looked_at = now
-            self._looking = asyncio.create_task(self._take_look(self._look_seq), name="instances")
-        if self._looking is not None:
-            await asyncio.wait([self._looking], timeout=LOOK_WAIT)
-
-    async def _take_look(self, seq: int) -> None:
-        try:
-            self._look = Look(seq, await self.provisioner.instances())
-            self._unknown = False
-        except Exception as error:
-            if not self._unknown:
-                level = logging.WARNING if isinstance(error, InstancesUnknown) else logging.ERROR
-                log.log(level, "what exists is not known: %s; nothing is concluded from that", error)
-            self._unknown = True
-            self._look = Look(seq, None)
-        finally:
-            self._looking = None
+        await self._lookout.look(self.clock())
 
     def _interpret(self, now: float) -> None:
         outcomes = self._errands.take()
-        look, slots = self._look, self._slots
-        seen = Evidence(
-            now, look.instances, look.seq, self.prober.results, self.loads.results, slots.released
-        )
+        look, released = self._lookout, self._slots.released
+        probes, loads = self.prober.results, self.loads.results
+        seen = Evidence(now, look.instances, look.number, probes, loads, released)
         for fleet in self.fleets.values():
             for outcome in outcomes:
-                fleet.hear(outcome, self._look_seq, now)
-            for id, load in self.loads.results.items():
+                fleet.hear(outcome, look.begun, now)
+            for id, load in loads.items():
                 fleet.learn_window(id, load.max_running)
             fleet.stopping = self.stopping
             fleet.interpret(seen)
@@ -347,14 +313,15 @@ class Controller:
 
     def _end_orphans(self, now: float) -> None:
         """What exists under our owner's name without a row is ended; nobody else's is ever touched."""
-        if self._look.instances is None:
+        look = self._lookout
+        if look.instances is None:
             return
         rows = {id for f in self.fleets.values() for id in f.rows}
-        for id in self._look.instances:
+        for id in look.instances:
             if id in rows or id in self._errands or not owned_by(id, self.table.owner):
                 continue
-            first, not_before = self._orphans.setdefault(id, (self._look.seq, now))
-            if self._look.seq > first and now >= not_before:  # one look may be older than the end of its row
+            first, not_before = self._orphans.setdefault(id, (look.number, now))
+            if look.number > first and now >= not_before:  # one look may be older than the end of its row
                 self._orphans[id] = (first, now + 60.0)
                 log.warning("%s is ours and has no row: ending it", id)
                 self._errands.terminate(id)
@@ -417,6 +384,10 @@ class Controller:
         self.stopping = True
         began = time.monotonic()
         while True:
+            try:
+                await self.tick()
+            except Exception:
+                log.exception("the tick failed while going down")
             remaining = {r.id for f in self.fleets.values() for r in f.rows.values()}
             if not remaining and not self._errands:
                 try:
@@ -428,10 +399,6 @@ class Controller:
                     remaining = {f"(unknown: {error})"}
             if limit is not None and time.monotonic() - began >= limit:
                 return sorted(remaining)
-            try:
-                await self.tick()
-            except Exception:
-                log.exception("the tick failed while going down")
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), pause)

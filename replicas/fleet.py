@@ -6,9 +6,9 @@ changed is in `dirty` and `news`, for the controller to save and then to act upo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, Protocol
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final, Protocol
 
 from replicas import health
 from replicas.autoscaler import Decision, Demand, Memory, Policy, decide
@@ -16,14 +16,13 @@ from replicas.board import Board
 from replicas.breaker import Breaker, failed, succeeded
 from replicas.coldstarts import ColdStarts
 from replicas.errands import Outcome
+from replicas.evidence import Evidence, Witness
 from replicas.health import Signs
-from replicas.lifecycle import COMING, SERVING, Event, Failure, Replica, State, advance
-from replicas.loads import Load
+from replicas.lifecycle import CAPACITY, COMING, SERVING, Event, Failure, Replica, State, advance
 from replicas.meter import Meter
 from replicas.phases import PHASES
 from replicas.planner import Action, Drain, Resume, Terminate, plan
 from replicas.policy import ControllerConfig, Override, merge
-from replicas.probe import Probed
 from replicas.provisioners import Instance
 from replicas.spec import Service
 
@@ -38,18 +37,6 @@ class Observer(Protocol):
     def launch(self, service: str, outcome: str) -> None: ...  # ready | failed | cancelled
     def cold_start(self, service: str, phase: str, seconds: float) -> None: ...
     def cost(self, service: str, dollars: float) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """All that a tick knows of the world. `instances` None = the provisioner could not say."""
-
-    now: float
-    instances: Mapping[str, Instance] | None
-    looked: int  # sequence number of that look
-    probes: Mapping[str, Probed]
-    loads: Mapping[str, Load]
-    released: Callable[[Replica], bool]  # no worker can still choose it, and nothing is in flight there
 
 
 class Fleet:
@@ -91,8 +78,8 @@ class Fleet:
         self.meter = Meter(now)
         self.written_off: set[str] = set()
         self._memory = Memory()
-        self._launch_seq: dict[str, int] = {}  # the look that was the last one before it was launched
-        self._chunks: dict[str, tuple[int, float | None]] = {}
+        self._witness = Witness()
+        self._told: tuple[int, str] | None = None  # the last decision that was worth telling
         self._window: int | None = None  # the last one a replica reported
         self._unlisted: set[str] = set()  # PROVISIONING without an instance
 
@@ -127,12 +114,12 @@ class Fleet:
             return
         match outcome.kind:
             case "launched" if r.state is State.PROVISIONING:
-                self._launch_seq[r.id] = looked
+                self._witness.launched(r.id, looked)
                 self._forget_tries(r.id)
                 self.move(r, Event.LAUNCHED, now, "the machine is there and runs the YAML")
             case "no_capacity" if r.state is State.PROVISIONING:
                 pause = self._back_off(r.id, now, 5.0, 60.0)
-                self._set(r, reason=f"{outcome.reason}; next try in {pause:.0f} s")
+                r = self._set(r, reason=f"{outcome.reason}; next try in {pause:.0f} s")
                 self.tell("launch", r.reason, now, replica=r.id, code="no_capacity")
             case "launch_failed" if r.state is State.PROVISIONING:
                 self.fail_start(r, "crashed", outcome.reason, now)
@@ -149,7 +136,8 @@ class Fleet:
         """Evidence -> events, for each replica."""
         now = seen.now
         self.meter.read(self.board, None if self.retired else self.index, self.rows.values(), now)
-        self.signs = {r.id: self._signs(r, seen) for r in self.rows.values() if r.state in WITH_MACHINE}
+        machines = [r for r in self.rows.values() if r.state in WITH_MACHINE]
+        self.signs = {r.id: self._witness.signs(r, seen, self.board) for r in machines}
         probe = self.service.probe
         was_ready = [s for s in self.signs.values() if s.ready_at is not None]
         frozen = health.frozen(
@@ -162,7 +150,7 @@ class Fleet:
             self.frozen = frozen
             self.tell("freeze", frozen or "the evidence is sound again", now, code="freeze")
         for r in list(self.rows.values()):
-            instance = None if seen.instances is None else seen.instances.get(r.id)
+            instance = seen.instance(r.id)
             if instance is not None and instance.alive:
                 self._learn(r, instance, now)
             if r.state is State.PROVISIONING:
@@ -172,31 +160,6 @@ class Fleet:
             told = instance is not None and instance.phase is not None
             if (r := self.rows[r.id]).state is State.STARTING and r.phase in (None, PHASES[0]) and not told:
                 self._phase(r, "load", None, now)  # the machine is there, and nobody tells more
-
-    def _signs(self, r: Replica, seen: Evidence) -> Signs:
-        chunks, moved = self._chunks.get(r.id, (-1, None))
-        if (current := self.board.chunks(r.slot)) != chunks:
-            moved = seen.now if chunks >= 0 else moved
-            self._chunks[r.id] = (current, moved)
-        probed, load = seen.probes.get(r.id, Probed()), seen.loads.get(r.id, Load())
-        listed: Literal["alive", "dead", "absent", "unknown"] = "unknown"
-        detail = probed.error
-        if seen.instances is not None and seen.looked > self._launch_seq.get(r.id, 0):
-            instance = seen.instances.get(r.id)
-            listed = "absent" if instance is None else "alive" if instance.alive else "dead"
-            if instance is not None and not instance.alive:
-                detail = instance.detail
-        return Signs(
-            listed=listed,
-            detail=detail,
-            probe_failures=probed.failures,
-            failing_since=probed.failing_since,
-            chunk_at=moved,
-            running=max(load.running, self.meter.in_flight.get(r.id, 0)),
-            stamp_at=load.stamp_at,
-            stamped=load.stamp is not None,
-            ready_at=r.ready_at,
-        )
 
     def _learn(self, r: Replica, instance: Instance, now: float) -> None:
         """URL, price and cold-start phase, as the provisioner tells them."""
@@ -221,7 +184,7 @@ class Fleet:
     def _judge(self, r: Replica, signs: Signs, seen: Evidence) -> None:
         now, grace = seen.now, self.config.grace
         threshold = self.service.probe.consecutive_failure_threshold_timeout
-        answers = seen.probes.get(r.id, Probed()).failures == 0 and r.id in seen.probes
+        answers = seen.answers(r.id)
         lost = health.lost(signs, now)
         if r.state is State.STARTING:
             self._starting(r, signs, lost, answers, now)
@@ -316,24 +279,33 @@ class Fleet:
             return self._wind_down()
         decision = decide(self.policy, self._memory, self.demand(now), now)
         self._memory = decision.memory
-        changed = decision.code != self.decision.code and decision.code not in UNREMARKABLE
-        if changed or decision.target != self.decision.target:
+        actions: tuple[Action, ...] = ()
+        if not self.frozen or decision.code == "paused":
+            actions = plan(
+                decision.target,
+                decision.reason,
+                list(self.rows.values()),
+                in_flight=self.meter.in_flight,
+                waiting=self.meter.waiting if decision.code != "paused" else 0,
+                unlaunched=self.unlaunched(),
+                written_off=self.written_off,
+                outdated={r.id for r in self.rows.values() if self.outdated(r)},
+                may_launch=self.breaker.may_launch(now),
+            )
+        if not actions and not self.breaker.may_launch(now) and decision.target > self.count(*CAPACITY):
+            decision = Decision(self.count(*CAPACITY), "blocked", f"no launch for now: {self.breaker.cause}")
+        self._remark(decision, bool(actions), now)
+        return actions
+
+    def _remark(self, decision: Decision, acts: bool, now: float) -> None:
+        """Tell a decision that is acted upon, or that is new; not each one that comes and goes with the
+        load."""
+        new = decision.code not in UNREMARKABLE and (decision.target, decision.code) != self._told
+        self.decision = decision
+        if new or acts:
+            self._told = (decision.target, decision.code)
             self.observer.decision(self.service.name, decision.code)
             self.tell("decision", decision.reason, now, code=decision.code, target=decision.target)
-        self.decision = decision
-        if self.frozen and decision.code != "paused":
-            return ()
-        return plan(
-            decision.target,
-            decision.reason,
-            list(self.rows.values()),
-            in_flight=self.meter.in_flight,
-            waiting=self.meter.waiting if decision.code != "paused" else 0,
-            unlaunched=self.unlaunched(),
-            written_off=self.written_off,
-            outdated={r.id for r in self.rows.values() if self.outdated(r)},
-            may_launch=self.breaker.may_launch(now),
-        )
 
     def _wind_down(self) -> tuple[Action, ...]:
         self.decision = Decision(0, "stopping", "the gateway goes down")
@@ -413,8 +385,9 @@ class Fleet:
     def forget(self, id: str) -> None:
         """A GONE replica, once saved."""
         del self.rows[id]
-        for kept in (self.retry_at, self.tries, self._launch_seq, self._chunks, self.signs):
+        for kept in (self.retry_at, self.tries, self.signs):
             kept.pop(id, None)
+        self._witness.forget(id)
         self.starts.forget(id)
         self._unlisted.discard(id)
 

@@ -74,6 +74,9 @@ async def test_a_run_that_exits_1_under_a_client_that_retries_each_second_for_a_
     assert world.machines_of() == set()
     assert world.info.status == "blocked"
     assert "gateway retry" in world.info.message
+    assert len(world.events()) < 60  # and they can all be read
+    target = world.controller.status()["services"][0]["target"]
+    assert (target["replicas"], target["code"]) == (0, "blocked")
 
 
 async def test_retry_allows_another_start_and_a_restart_does_not(world: Any) -> None:

@@ -1,0 +1,139 @@
+"""What a tick knows of the world, and what it means for one replica: the raw material of health.py's
+rules."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from replicas.board import Board
+from replicas.health import Signs
+from replicas.lifecycle import Replica
+from replicas.loads import Load
+from replicas.probe import Probed
+from replicas.provisioners import Instance, InstancesUnknown, Provisioner
+
+log = logging.getLogger(__name__)
+
+LOOK_WAIT: Final = 0.2  # s that a tick waits for a look; a slower one is used by a later tick
+LOOK_MOST: Final = 300.0  # s; a look that takes longer has failed
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that a tick knows of the world. `instances` None = the provisioner could not say."""
+
+    now: float
+    instances: Mapping[str, Instance] | None
+    looked: int  # number of that look
+    probes: Mapping[str, Probed]
+    loads: Mapping[str, Load]
+    released: Callable[[Replica], bool]  # no worker can still choose it, and nothing is in flight there
+
+    def instance(self, id: str) -> Instance | None:
+        return None if self.instances is None else self.instances.get(id)
+
+    def answers(self, id: str) -> bool:
+        """The last probe was answered with 200."""
+        probed = self.probes.get(id)
+        return probed is not None and probed.failures == 0
+
+
+class Lookout:
+    """Looks at what the provisioner has, one look at a time; it may take longer than a tick.
+
+    Mutable: the last answer and its number, which grows with each look begun: a look that began before a
+    replica was launched says nothing about that replica.
+    """
+
+    def __init__(self, provisioner: Provisioner, every: float) -> None:
+        self.instances: Mapping[str, Instance] | None = None
+        self.number = 0  # of the look that `instances` comes from
+        self.begun = 0  # number of the last one begun
+        self._provisioner = provisioner
+        self._every = every
+        self._begun_at = float("-inf")
+        self._looking: asyncio.Task[None] | None = None
+        self._failed = False
+
+    def __repr__(self) -> str:
+        found = "unknown" if self.instances is None else len(self.instances)
+        return f"<Lookout number={self.number} instances={found}>"
+
+    async def look(self, now: float) -> None:
+        if self._looking is None and now - self._begun_at >= self._every:
+            self.begun += 1
+            self._begun_at = now
+            self._looking = asyncio.create_task(self._look(self.begun), name="instances")
+        if self._looking is not None:
+            await asyncio.wait([self._looking], timeout=LOOK_WAIT)
+
+    async def close(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+
+    async def _look(self, number: int) -> None:
+        try:
+            async with asyncio.timeout(LOOK_MOST):
+                self.instances = await self._provisioner.instances()
+            self._failed = False
+        except Exception as error:
+            if not self._failed:
+                level = logging.WARNING if isinstance(error, InstancesUnknown) else logging.ERROR
+                log.log(level, "what exists is not known: %s; nothing is concluded from that", error)
+            self._failed, self.instances = True, None
+        finally:
+            self.number, self._looking = number, None
+
+
+class Witness:
+    """Turns evidence into `Signs`. Mutable: when each replica's chunk counter last moved, and since which
+    look the provisioner's list may be believed about it."""
+
+    def __init__(self) -> None:
+        self._chunks: dict[str, tuple[int, float | None]] = {}
+        self._launched: dict[str, int] = {}
+
+    def __repr__(self) -> str:
+        return f"<Witness of {sorted(self._chunks)}>"
+
+    def launched(self, id: str, look: int) -> None:
+        """It exists since: only looks with a higher number know of it."""
+        self._launched[id] = look
+
+    def forget(self, id: str) -> None:
+        self._chunks.pop(id, None)
+        self._launched.pop(id, None)
+
+    def signs(self, r: Replica, seen: Evidence, board: Board) -> Signs:
+        probed, load = seen.probes.get(r.id, Probed()), seen.loads.get(r.id, Load())
+        listed: Literal["alive", "dead", "absent", "unknown"] = "unknown"
+        detail = probed.error
+        if seen.instances is not None and seen.looked > self._launched.get(r.id, 0):
+            instance = seen.instance(r.id)
+            listed = "absent" if instance is None else "alive" if instance.alive else "dead"
+            if instance is not None and not instance.alive:
+                detail = instance.detail
+        return Signs(
+            listed=listed,
+            detail=detail,
+            probe_failures=probed.failures,
+            failing_since=probed.failing_since,
+            chunk_at=self._chunk_at(r, board, seen.now),
+            running=max(load.running, board.in_flight(r.slot)),
+            stamp_at=load.stamp_at,
+            stamped=load.stamp is not None,
+            ready_at=r.ready_at,
+        )
+
+    def _chunk_at(self, r: Replica, board: Board, now: float) -> float | None:
+        count, at = self._chunks.get(r.id, (None, None))
+        current = board.chunks(r.slot)
+        if current != count:
+            at = None if count is None else now
+            self._chunks[r.id] = (current, at)
+        return at
