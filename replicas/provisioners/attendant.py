@@ -5,7 +5,7 @@ import logging
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from replicas.provisioners import folder, launcher
 
@@ -25,11 +25,12 @@ class Attendant(threading.Thread):
     Its attributes are written by the thread alone and read by anybody.
     """
 
-    def __init__(self, sky: Sky, cluster: str, directory: Path) -> None:
+    def __init__(self, sky: Sky, cluster: str, directory: Path, handle: Any) -> None:
         super().__init__(name=f"attendant {cluster}", daemon=True)
         self._sky = sky
         self._cluster = cluster
         self._directory = directory
+        self._handle = handle   # sky.backends.CloudVmRayResourceHandle
         self.url: str | None = None
         self.ended: int | None = None   # SkyPilot's code for the end of `run` (_RUN_ENDED)
         self.output = folder.Output(directory)
@@ -51,8 +52,7 @@ class Attendant(threading.Thread):
         while self.ended is None and not self._gone.is_set():
             try:
                 if self.url is None:
-                    found = self._sky.get(self._sky.endpoints(self._cluster))
-                    self.url = base_url(found, record.get("port"))
+                    self.url = self._find(record.get("port"))
                 if self.url is not None:
                     self.ended = self._follow(lines)
                     lines = _AGAIN_LINES
@@ -60,6 +60,14 @@ class Attendant(threading.Thread):
                 log.info("%s: %s", self._cluster, error)   # whether it exists is for `instances` to tell
             if self.ended is None:
                 self._gone.wait(PAUSE_SECONDS)
+
+    def _find(self, port: int | None) -> str | None:
+        try:
+            return base_url(self._sky.get(self._sky.endpoints(self._cluster)), port)
+        except ValueError as error:   # from sky/backends/backend_utils.py: get_endpoints
+            if "Querying endpoints is not supported" not in str(error):
+                raise
+            return internal_url(self._handle, port)
 
     def _follow(self, lines: int) -> int | None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -81,3 +89,14 @@ def base_url(endpoints: Mapping[int, str] | Mapping[str, str], port: int | None)
     if not found:
         return None
     return (found if "://" in found else f"http://{found}").rstrip("/")
+
+
+def internal_url(handle: Any, port: int | None) -> str | None:
+    """The URL of the port on the head node's own address, where SkyPilot knows no endpoints (Slurm).
+
+    Not `handle.head_ip`, nor the external address of the pair: on Slurm both are the login host's.
+    """
+    addresses = handle.stable_internal_external_ips if handle is not None else None
+    if not addresses or port is None:
+        return None
+    return f"http://{addresses[0][0]}:{port}"

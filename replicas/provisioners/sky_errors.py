@@ -44,3 +44,13 @@ def launch_error(exceptions: Any, error: Exception) -> LaunchError:
         error, exceptions.ClusterDoesNotExist   # a ValueError, from a race with somebody's `down`
     )
     return LaunchError(reason(error), permanent=permanent)
+
+
+def cannot_open_ports(exceptions: Any, error: Exception) -> bool:
+    """Whether the task was refused because it names `resources.ports`, and nothing else is wrong with it.
+
+    Two shapes (sky/resources.py: _try_validate_ports): the YAML pins the cloud, or no enabled cloud can.
+    """
+    return (isinstance(error, exceptions.NotSupportedError) and "open_ports" in str(error)) or (
+        isinstance(error, ValueError) and "No enabled clouds support opening ports" in str(error)
+    )

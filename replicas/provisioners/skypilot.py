@@ -9,6 +9,8 @@ What SkyPilot 0.14.1 does and a reader would not expect:
   only `down` does, and the cluster is gone when `status` no longer lists it.
 * Launching an existing name submits `run` a second time, onto the same port. So: look first, launch once.
 * `retry_until_up` retries for ever, with no reasons and no deadline. We try once; the controller tries again.
+* Slurm opens no ports and refuses a task that names some, although its nodes can be reached: so ask again
+  without, and dial the head node by its own address (attendant.py).
 * Status is a cache. A refresh asks the cloud, for each cluster, and costs seconds: every REFRESH_SECONDS.
 """
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import logging
 import os
 import threading
 import time
@@ -33,10 +36,12 @@ from replicas.provisioners import (
     owned_by,
 )
 from replicas.provisioners.attendant import Attendant
-from replicas.provisioners.sky_errors import launch_error, reason
+from replicas.provisioners.sky_errors import cannot_open_ports, launch_error, reason
 
 if TYPE_CHECKING:
     from replicas.spec import Service
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -140,15 +145,14 @@ class SkyPilotProvisioner:
         sky = self._sdk()
         directory = self._root / replica_id
         try:
-            task = build_task(sky, service, env)
             with self._lock(replica_id):
-                request = self._submit(sky, replica_id, directory, service, task)
+                request = self._submit(sky, replica_id, directory, service, env)
                 if request is None:
                     return
                 self._launching[replica_id] = folder.Output(directory)
             try:
-                with open(directory / launcher.LOG, "a", opener=folder.private) as log:
-                    sky.stream_and_get(request, output_stream=log)
+                with open(directory / launcher.LOG, "a", opener=folder.private) as out:
+                    sky.stream_and_get(request, output_stream=out)
             finally:
                 del self._launching[replica_id]
         except LaunchError:
@@ -157,7 +161,7 @@ class SkyPilotProvisioner:
             raise launch_error(sky.exceptions, error) from error
 
     def _submit(
-        self, sky: Sky, replica_id: str, directory: Path, service: Service, task: Any
+        self, sky: Sky, replica_id: str, directory: Path, service: Service, env: Mapping[str, str]
     ) -> str | None:
         """The id of the launch request, ours or one that is under way; None when there is nothing to do."""
         if replica_id in self._terminated:
@@ -172,13 +176,13 @@ class SkyPilotProvisioner:
         launcher.write_atomically(str(directory / launcher.RECORD), facts)
         if under_way:   # by a gateway that has died since: it goes on in the API server
             return under_way[0]
-        return sky.launch(   # anew, or on with what a failed launch left
-            task,
-            cluster_name=replica_id,
-            retry_until_up=False,
-            idle_minutes_to_autostop=AUTODOWN_IDLE_MINUTES,
-            down=True,
-        )
+        try:   # anew, or on with what a failed launch left
+            return _launch(sky, replica_id, build_task(sky, service, env))
+        except Exception as error:
+            if not cannot_open_ports(sky.exceptions, error):
+                raise
+            log.info("%s: %s; launched without `resources.ports`", replica_id, reason(error))
+            return _launch(sky, replica_id, build_task(sky, service, env, ports=False))
 
     def _terminate(self, replica_id: str) -> None:
         if not owned_by(replica_id, self._owner):
@@ -237,7 +241,7 @@ class SkyPilotProvisioner:
             return Instance(name, alive=False, hourly_cost=price, detail=f"SkyPilot says {status}: {why}")
         attendant = self._attendants.get(name)
         if attendant is None:
-            attendant = self._attendants[name] = Attendant(sky, name, self._root / name)
+            attendant = self._attendants[name] = Attendant(sky, name, self._root / name, cluster.handle)
             attendant.start()
         if attendant.ended is not None:
             return Instance(name, alive=False, hourly_cost=price, detail=attendant.why())
@@ -252,12 +256,27 @@ class SkyPilotProvisioner:
         )
 
 
-def build_task(sky: Sky, service: Service, env: Mapping[str, str]) -> Any:
+def _launch(sky: Sky, replica_id: str, task: Any) -> str:
+    return sky.launch(
+        task,
+        cluster_name=replica_id,
+        retry_until_up=False,
+        idle_minutes_to_autostop=AUTODOWN_IDLE_MINUTES,
+        down=True,
+    )
+
+
+def build_task(sky: Sky, service: Service, env: Mapping[str, str], *, ports: bool = True) -> Any:
     """The YAML as a sky.Task: without `service:` (0.14.1 rejects what the DeepSeek README shows), with `env`.
 
     A variable that the YAML lists under `envs` is overridden there, any other is given as a secret.
+    `ports=False` leaves out `resources.ports`, for a cloud that has none to open.
     """
     task = copy.deepcopy(service.task)   # from_yaml_config empties it
+    if not ports:
+        resources = task.get("resources") or {}
+        for one in (resources, *(resources.get("any_of") or ()), *(resources.get("ordered") or ())):
+            one.pop("ports", None)
     envs = {name: value for name, value in env.items() if name in (task.get("envs") or {})}
     secrets = service.secrets | {name: value for name, value in env.items() if name not in envs}
     return sky.Task.from_yaml_config(

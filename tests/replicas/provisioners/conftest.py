@@ -34,10 +34,12 @@ def owner() -> str:
 def service() -> Callable[..., Service]:
     """Builds a service whose replica runs these scripts; by default one that sleeps until it is ended."""
 
-    def build(run: str = "exec sleep 1000", setup: str = "", more: str = "") -> Service:
+    def build(
+        run: str = "exec sleep 1000", setup: str = "", more: str = "", resources: str = "{ports: 30000}"
+    ) -> Service:
         script = "\n".join(f"  {line}" for line in f"# --port 30000\n{run}".splitlines())
         text = (
-            "resources: {ports: 30000}\n"
+            f"resources: {resources}\n"
             "service:\n"
             "  readiness_probe: /health\n"
             "  replica_policy: {min_replicas: 0, max_replicas: 2}\n"
@@ -146,7 +148,12 @@ class Cluster:
     last_event: str | None = None
     cluster_ever_up: bool = False
     handle: SimpleNamespace = field(
-        default_factory=lambda: SimpleNamespace(launched_resources=Resources(), launched_nodes=2)
+        default_factory=lambda: SimpleNamespace(
+            launched_resources=Resources(),
+            launched_nodes=2,
+            head_ip="10.0.0.1",   # on Slurm the login host's
+            stable_internal_external_ips=[("10.0.0.11", "10.0.0.1"), ("10.0.0.12", "10.0.0.1")],
+        )
     )
 
     def become(self, status: str, kind: str | None = None, why: str | None = None) -> None:
@@ -191,6 +198,7 @@ class FakeSky:
         self.submitting.set()
         self.launch_fails: list[Exception] = []
         self.leaves_machines = False                  # by a launch that fails
+        self.refuses_ports: Exception | None = None   # as a cloud that cannot open any
         self.down_fails: list[Exception] = []
         self.down_does_nothing = 0
         self.status_fails: Exception | None = None
@@ -202,8 +210,9 @@ class FakeSky:
 
     def _task(self, config: dict[str, Any], **overrides: Any) -> dict[str, Any]:
         self.tasks.append({"config": dict(config), **overrides})
+        task = dict(config)
         config.clear()   # as the real one does
-        return {}
+        return task
 
     def _request(self, result: Any) -> str:
         name = f"request-{len(self.results)}"
@@ -212,6 +221,8 @@ class FakeSky:
 
     def launch(self, task: Any, **arguments: Any) -> str:
         self.submitting.wait(10)
+        if self.refuses_ports and "ports" in str(task["resources"]):
+            raise self.refuses_ports
         name = arguments["cluster_name"]
         self.launched.append(arguments)
         self.clusters.setdefault(name, Cluster(name, SimpleNamespace(value="INIT"), "launching"))
@@ -255,6 +266,9 @@ class FakeSky:
         )
 
     def endpoints(self, cluster: str) -> str:
+        if self.refuses_ports:
+            error = ValueError(f"Querying endpoints is not supported for {cluster!r} on Slurm.")
+            return self._request(error)
         return self._request(dict(self.exposed))
 
     def api_status(self, *, cluster_name: str) -> list[Any]:

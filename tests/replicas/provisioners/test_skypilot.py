@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from replicas.provisioners import InstancesUnknown, LaunchError, NoCapacity, TerminateError
-from replicas.provisioners.attendant import base_url
+from replicas.provisioners.attendant import base_url, internal_url
 from replicas.provisioners.skypilot import REFRESH_SECONDS, SkyPilotProvisioner
 from replicas.spec import Service
 
@@ -274,6 +274,41 @@ async def test_a_launch_that_failed_half_way_is_shown_and_goes_on_when_asked_aga
     assert fake_sky.clusters[ID].status.value == "UP"
 
 
+@pytest.mark.parametrize(
+    "says",
+    ["not supported by Slurm: open_ports  Opening ports is not supported in Slurm.",
+     "No enabled clouds support opening ports. To fix: do not specify resources.ports, or"],
+)
+@pytest.mark.parametrize("resources", ["{ports: 30000}", "{any_of: [{ports: 30000}, {ports: 30000}]}"])
+async def test_a_cloud_without_ports_gets_the_task_without_them_and_is_reached_at_the_nodes_own_address(
+    skypilot: SkyPilot, fake_sky: Any, service: Build, eventually: Eventually, says: str, resources: str
+) -> None:
+    error = fake_sky.exceptions.NotSupportedError if "open_ports" in says else ValueError
+    fake_sky.refuses_ports = error(says)
+    provisioner = skypilot()
+    tiny = service(resources=resources)
+    await provisioner.launch(ID, tiny, {})
+    asked, again = (task["config"]["resources"] for task in fake_sky.tasks)
+    assert "ports" in str(asked)
+    assert "ports" not in str(again)
+    assert "ports" in str(tiny.task)
+
+    async def found() -> bool:
+        return (await provisioner.instances())[ID].url == "http://10.0.0.11:30000"
+
+    await eventually(found)
+
+
+async def test_other_things_that_a_cloud_does_not_support_end_the_launch(
+    skypilot: SkyPilot, fake_sky: Any, service: Build
+) -> None:
+    fake_sky.refuses_ports = fake_sky.exceptions.NotSupportedError("spot_instance  no spot in Slurm.")
+    with pytest.raises(LaunchError, match="no spot in Slurm") as raised:
+        await skypilot().launch(ID, service(), {})
+    assert raised.value.permanent
+    assert len(fake_sky.tasks) == 1
+
+
 async def test_a_failover_table_is_cut_to_a_line(skypilot: SkyPilot, fake_sky: Any, service: Build) -> None:
     fake_sky.launch_fails = [RuntimeError("zone " * 1000)]
     with pytest.raises(LaunchError) as raised:
@@ -298,3 +333,10 @@ def test_an_endpoint_becomes_a_url_with_scheme_and_its_path(
     endpoints: dict[int, str], port: int | None, url: str | None
 ) -> None:
     assert base_url(endpoints, port) == url
+
+
+@pytest.mark.parametrize("addresses", [None, []])
+def test_a_cluster_without_addresses_has_no_url_yet(addresses: list[tuple[str, str]] | None) -> None:
+    assert internal_url(None, 30000) is None
+    assert internal_url(SimpleNamespace(stable_internal_external_ips=addresses), 30000) is None
+    assert internal_url(SimpleNamespace(stable_internal_external_ips=[("10.0.0.11", "x")]), None) is None
