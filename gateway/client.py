@@ -20,6 +20,10 @@ class ClientError(Exception):
     """A call that did not succeed; one line for a person."""
 
 
+class BrokeOff(ClientError):
+    """It was there and closed the connection in the middle of the call."""
+
+
 class NotRunning(ClientError):
     """Nothing answers at the admin address."""
 
@@ -90,6 +94,8 @@ class AdminClient:
             raise NotRunning(self.url) from None
         except httpx.InvalidURL as error:
             raise ClientError(f"--admin-url {self.url}: {error}") from None
+        except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
+            raise BrokeOff(f"{self.url} broke off its answer ({type(error).__name__}): try again") from None
         except httpx.HTTPError as error:
             raise ClientError(f"{self.url} does not answer ({type(error).__name__}): try again") from None
         except ValueError:

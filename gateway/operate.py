@@ -179,7 +179,7 @@ def down(**where: str | None) -> None:
 
 def _down(client: AdminClient, folder: Path) -> None:
     from gateway import statedir
-    from gateway.client import ClientError, NotRunning
+    from gateway.client import BrokeOff, ClientError, NotRunning
 
     client.call("POST", "/admin/down")  # NotRunning here: there was none from the start
     ours = (statedir.read_address(folder) or {}).get("admin_url") == client.url
@@ -188,7 +188,7 @@ def _down(client: AdminClient, folder: Path) -> None:
         time.sleep(DOWN_POLL_SECONDS)
         try:
             now = client.status()
-        except NotRunning:
+        except (NotRunning, BrokeOff):
             gone = statedir.read_address(folder) is None if ours else True
             if gone and (ours or time.monotonic() - heard > 3):
                 return
