@@ -2,7 +2,8 @@
 #
 #   make demo            a whole cold start on this machine, no GPU, no cloud; then it keeps serving
 #   make test            the tests
-#   PYTHON=python3.12    another Python for the environment       ARGS="..."   arguments of demo, test
+#   make bench           the gateway beside nginx, haproxy and the Rust routers (bench/README.md)
+#   PYTHON=python3.12    another Python for the environment       ARGS="..."   arguments of demo, test, bench
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -14,10 +15,10 @@ UV = $(shell command -v uv || echo $(BIN)/uv)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint check docs lock wheel
+.PHONY: help venv demo test lint check docs lock wheel bench bench-peers
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP)  ## the environment in .venv, exactly requirements.lock
 
@@ -28,7 +29,7 @@ test: $(STAMP)  ## all tests
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(STAMP)  ## style and types
-	@$(BIN)/ruff check gateway replicas tests
+	@$(BIN)/ruff check gateway replicas tests bench
 	@$(BIN)/mypy
 
 check: lint test  ## what CI runs
@@ -41,6 +42,18 @@ lock: $(STAMP)  ## requirements.lock from pyproject.toml, keeping the versions t
 
 wheel: $(STAMP)  ## dist/skygate-*.whl
 	@$(BIN)/python -m hatchling build -t wheel
+
+BENCH_BUILD := bench/build
+
+bench: $(STAMP) $(BENCH_BUILD)/loadgen $(BENCH_BUILD)/upstream  ## the data plane measured beside its peers (ARGS=--help)
+	@$(BIN)/python -m bench run $(ARGS)
+
+bench-peers: $(STAMP)  ## nginx, haproxy and the routers for `make bench`, into ~/.cache/skygate-bench
+	@$(BIN)/python -m bench peers $(ARGS)
+
+$(BENCH_BUILD)/%: bench/src/%.c $(wildcard bench/src/*.h)
+	@mkdir -p $(@D)
+	@$(CC) -O2 -Wall -Wextra -Wno-implicit-fallthrough -o $@ $<
 
 # --no-build-isolation: hatchling, too, comes from the lock.
 $(STAMP): requirements.lock pyproject.toml

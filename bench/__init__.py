@@ -1,0 +1,1 @@
+"""The gateway measured beside its peers: `make bench`. See README.md here."""

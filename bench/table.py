@@ -1,0 +1,161 @@
+"""Measurements -> Markdown. Medians over the rounds; in brackets the ratio to the best peer."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from bench.rig import Measurement
+from bench.targets import targets
+from bench.workloads import WORKLOADS
+
+Value = Callable[[Measurement], float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """`added`: what the direct connection takes is subtracted. `ratio`: less is better, so it is compared."""
+
+    workload: str
+    title: str
+    value: Value
+    digits: int = 0
+    added: bool = False
+    ratio: bool = True
+
+
+def cpu_us(m: Measurement) -> float | None:
+    """CPU time per request or event, all the gateway's processes, microseconds."""
+    count = m["events" if WORKLOADS[m["workload"]].unit == "event" else "requests"]
+    return float(m["cpu"]) / count * 1e6 if count and m["cpu"] else None
+
+
+def quantile(name: str, q: str, scale: float = 1.0) -> Value:
+    return lambda m: m[name][q] / scale if m[name]["n"] else None
+
+
+def memory_each(m: Measurement) -> float | None:
+    """KiB that the most memory of the run is above that before it, per connection."""
+    if not m["rss_peak_kib"]:
+        return None
+    return float(m["rss_peak_kib"] - m["rss_before_kib"]) / WORKLOADS[m["workload"]].connections
+
+
+def leaving(q: str) -> Value:
+    return lambda m: m.get("leave_us", {}).get(q, 0) / 1000 or None
+
+
+def fullest(m: Measurement) -> float | None:
+    return m.get("beat_spread", {}).get("max_to_mean")
+
+
+def flatness(m: Measurement) -> float | None:
+    """Percent by which the memory at the end differs from that after the first tenth."""
+    rss = m["rss_kib"]
+    return 100 * (rss[-1] / rss[len(rss) // 10] - 1) if len(rss) > 20 else None
+
+
+def share(m: Measurement) -> float | None:
+    return 100 * m["connections"][0] / sum(m["connections"]) if m["connections"] else None
+
+
+COLUMNS = (
+    Column("A", "CPU per request, µs", cpu_us, 1),
+    Column("A32K", "CPU per 32 KB request, µs", cpu_us, 1),
+    Column("B", "CPU per event in a burst, µs", cpu_us, 1),
+    Column("C200", "CPU per event, 200 streams, µs", cpu_us, 1),
+    Column("C1000", "1,000 streams, µs", cpu_us, 1),
+    Column("C5000", "5,000 streams, µs", cpu_us, 1),
+    Column("plain-1", "added latency p50, µs", quantile("latency", "p50"), added=True),
+    Column("ttft-1", "added TTFT p50, µs", quantile("ttft", "p50"), added=True),
+    Column("ttft-1", "added TTFT p99, µs", quantile("ttft", "p99"), added=True, ratio=False),
+    Column("C5000", "chunk delay p50, 5,000 streams, ms", quantile("delay", "p50", 1000), 2),
+    Column("C1000", "KiB per stream, 1,000 streams", memory_each, 1),
+    Column("C5000", "5,000 streams, KiB", memory_each, 1),
+    Column("leave-stream", "FIN to upstream close p99, ms", leaving("p99"), 1, ratio=False),
+    Column("leave-queued", "the same before the first byte, ms", leaving("p99"), 1, ratio=False),
+    Column("leave-plain", "the same, plain requests, ms", leaving("p99"), 1, ratio=False),
+    Column("hold", "held: KiB each", memory_each, 1, ratio=False),
+    Column("hold", "held: CPU, %", lambda m: 100 * m["cpu"] / m["window"], 1, ratio=False),
+    Column("hold", "fullest 100 ms of beats / mean", fullest, 1, ratio=False),
+    Column("C200", "smallest worker's share, %", share, ratio=False),
+    Column("idle", "idle: CPU, %", lambda m: 100 * m["cpu"] / m["window"], 2, ratio=False),
+    Column("idle", "idle: MiB", lambda m: m["rss_peak_kib"] / 1024, ratio=False),
+    Column("idle", "start to first answer, s", lambda m: m["start_s"], 1, ratio=False),
+    Column("soak", "memory over 1,000,000 requests, %", flatness, 1, ratio=False),
+)  # fmt: skip
+
+
+def table(measurements: Iterable[Measurement]) -> str:
+    """The measurements as one Markdown table, with our ratios to nginx and to the best Rust router below."""
+    found: dict[tuple[str, str], list[Measurement]] = {}
+    for m in measurements:
+        found.setdefault((m["target"], m["workload"]), []).append(m)
+    names = list(dict.fromkeys(name for name, _ in found if name != "direct"))
+    kinds = {name: target.kind for name, target in targets().items()}
+    columns = [c for c in COLUMNS if any((name, c.workload) in found for name in names)]
+    values = {(n, c): v for c in columns for n in names if (v := _median(found, n, c)) is not None}
+
+    def best(column: Column, *kind: str) -> float | None:
+        peers = [values[n, column] for n in names if kinds.get(n) in kind and (n, column) in values]
+        return min((v for v in peers if v > 0), default=None)
+
+    def cell(name: str, column: Column) -> str:
+        value = values.get((name, column))
+        if value is None:
+            return "-"
+        text, least = f"{value:,.{column.digits}f}", best(column, "peer", "rust")
+        return f"{text} ({value / least:.2f})" if column.ratio and least else text
+
+    def ratio(name: str, column: Column, base: float | None) -> str:
+        value = values.get((name, column))
+        return f"{value / base:.2f}" if value is not None and base and column.ratio else ""
+
+    rows = [[name, *(cell(name, c) for c in columns), _faults(found, name)] for name in names]
+    for name in names:
+        if kinds.get(name) != "ours":
+            continue
+        rows.append([f"{name} / nginx", *(ratio(name, c, values.get(("nginx", c))) for c in columns), ""])
+        rows.append([f"{name} / best Rust router", *(ratio(name, c, best(c, "rust")) for c in columns), ""])
+    head = ["", *(c.title for c in columns), "errors"]
+    lines = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)]
+    return "\n".join(lines) + "\n\n" + _notes(found)
+
+
+def _median(found: dict[tuple[str, str], list[Measurement]], name: str, column: Column) -> float | None:
+    def median(target: str) -> float | None:
+        values = [column.value(m) for m in found.get((target, column.workload), [])]
+        known = [v for v in values if v is not None]
+        return statistics.median(known) if known else None
+
+    value = median(name)
+    if value is None or not column.added:
+        return value
+    direct = median("direct")
+    return value - direct if direct is not None else None
+
+
+def _faults(found: dict[tuple[str, str], list[Measurement]], name: str) -> str:
+    """Requests that failed, never ended, or ended without their end marker; and closes that never came."""
+    mine = [m for (target, _), ms in found.items() if target == name for m in ms]
+    bad = sum(m["errors"] + m["no_done"] + m["unfinished"] for m in mine)
+    never = sum(m.get("leave_us", {}).get("never", 0) for m in mine)
+    restarted = sum(not m["same_processes"] for m in mine)
+    words = [f"{bad:,}"] + [f"{never:,} not closed"] * bool(never) + ["process restarted"] * bool(restarted)
+    return ", ".join(words)
+
+
+def _notes(found: dict[tuple[str, str], list[Measurement]]) -> str:
+    """The spread over rounds, and how busy others kept the CPUs: what to think of the figures above."""
+    others = []
+    for ms in found.values():
+        for m in ms:
+            first = next(iter(m["busy"].values()), None)
+            if first is not None and m["target"] != "direct":
+                others.append(first - m["cpu"] / m["window"])
+    rounds = max((len(ms) for ms in found.values()), default=0)
+    text = f"Medians of {rounds} round{'s' * (rounds != 1)}."
+    if others:
+        text += f" Others used {100 * statistics.median(others):.0f} % of the gateway's CPU meanwhile (median)."
+    return text
