@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,19 +62,35 @@ def end(leader: int, since: str, directory: Path, *, grace: float) -> set[Proces
                 return known
             number, deadline = signal.SIGKILL, time.monotonic() + _KILL_SECONDS
             told, pause = set(), _FIRST_LOOK_SECONDS
-        for process in known - told:
-            _signal(process, number)
+        _signal(known - told, Process(leader, since), number)
         told |= known
         time.sleep(pause)
         pause = min(pause * 2, _LAST_LOOK_SECONDS)
 
 
-def _signal(process: Process, number: signal.Signals) -> None:
-    if is_running(process.pid, process.started):
-        try:
-            os.kill(process.pid, number)
-        except (ProcessLookupError, PermissionError):
-            return   # gone meanwhile; or another user's now (sudo): shows as "still there" at the end
+def _signal(processes: set[Process], leader: Process, number: signal.Signals) -> None:
+    """The leader first: were `setup` to end before the leader hears of it, `run` would be started.
+
+    Then its group in one call: a shell whose child ends before it hears of it goes on to its next line.
+    What cannot be told is gone meanwhile, or another user's (sudo); that shows as "still there" at the end.
+    """
+    group: set[Process] = set()
+    if leader in processes and is_running(leader.pid, leader.started):
+        group = {process for process in processes if _group(process.pid) == leader.pid}
+        for tell in (os.kill, os.killpg):
+            with suppress(ProcessLookupError, PermissionError):
+                tell(leader.pid, number)
+    for process in processes - group:
+        with suppress(ProcessLookupError, PermissionError):
+            if is_running(process.pid, process.started):
+                os.kill(process.pid, number)
+
+
+def _group(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
 
 
 def _sessions() -> Iterator[tuple[int, int]]:

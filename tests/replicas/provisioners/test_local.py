@@ -153,7 +153,7 @@ async def test_a_process_that_needs_time_to_stop_gets_the_grace(
     local: Local, service: Build, eventually: Eventually, tmp_path: Path
 ) -> None:
     provisioner = local()
-    run = "trap 'sleep 0.3; echo drained; exit 0' TERM; touch $REPLICA_DIR/up; sleep 1000 & wait"
+    run = "trap 'sleep 0.3; echo drained; exit 0' TERM; sleep 1000 & touch $REPLICA_DIR/up; wait"
     await provisioner.launch(ID, service(run), {})
     directory = tmp_path / "replicas" / ID
 
@@ -169,7 +169,7 @@ async def test_a_run_is_not_started_after_terminate_came_during_setup(
     local: Local, service: Build, running: Running, eventually: Eventually, tmp_path: Path
 ) -> None:
     provisioner = local()
-    setup = "trap 'exit 0' TERM; touch $REPLICA_DIR/up; sleep 1000 & wait"
+    setup = "trap 'exit 0' TERM; sleep 1000 & touch $REPLICA_DIR/up; wait"
     await provisioner.launch(ID, service("touch $REPLICA_DIR/ran", setup=setup), {})
     directory = tmp_path / "replicas" / ID
 
