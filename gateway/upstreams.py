@@ -97,8 +97,9 @@ class Upstreams:
         return len(self._list)
 
     def has_other_than(self, ids: Collection[str]) -> bool:
-        """Whether an upstream is there that is none of `ids`."""
-        return any(u.id not in ids for u in self._list)
+        """Whether an upstream is in rotation that is none of `ids`: what `choose` would prefer to them."""
+        now = time.monotonic()
+        return any(u.id not in ids and u.health.until <= now for u in self._list)
 
     # --- what the controller says
 
