@@ -43,11 +43,12 @@ def memory_each(m: Measurement) -> float | None:
 
 
 def leaving(q: str) -> Value:
-    return lambda m: m.get("leave_us", {}).get(q, 0) / 1000 or None
+    return lambda m: m["leave_us"][q] / 1000 if q in m.get("leave_us", {}) else None
 
 
 def fullest(m: Measurement) -> float | None:
-    return m.get("beat_spread", {}).get("max_to_mean")
+    ratio: float | None = m.get("beat_spread", {}).get("max_to_mean")
+    return ratio
 
 
 def flatness(m: Measurement) -> float | None:
@@ -79,7 +80,7 @@ COLUMNS = (
     Column("hold", "held: KiB each", memory_each, 1, ratio=False),
     Column("hold", "held: CPU, %", lambda m: 100 * m["cpu"] / m["window"], 1, ratio=False),
     Column("hold", "fullest 100 ms of beats / mean", fullest, 1, ratio=False),
-    Column("C200", "smallest worker's share, %", share, ratio=False),
+    Column("C200", "smallest worker's share of 200, %", share, ratio=False),
     Column("idle", "idle: CPU, %", lambda m: 100 * m["cpu"] / m["window"], 2, ratio=False),
     Column("idle", "idle: MiB", lambda m: m["rss_peak_kib"] / 1024, ratio=False),
     Column("idle", "start to first answer, s", lambda m: m["start_s"], 1, ratio=False),
@@ -94,8 +95,8 @@ def table(measurements: Iterable[Measurement]) -> str:
         found.setdefault((m["target"], m["workload"]), []).append(m)
     names = list(dict.fromkeys(name for name, _ in found if name != "direct"))
     kinds = {name: target.kind for name, target in targets().items()}
-    columns = [c for c in COLUMNS if any((name, c.workload) in found for name in names)]
-    values = {(n, c): v for c in columns for n in names if (v := _median(found, n, c)) is not None}
+    values = {(n, c): v for c in COLUMNS for n in names if (v := _median(found, n, c)) is not None}
+    columns = [c for c in COLUMNS if any((n, c) in values for n in names)]
 
     def best(column: Column, *kind: str) -> float | None:
         peers = [values[n, column] for n in names if kinds.get(n) in kind and (n, column) in values]
@@ -157,5 +158,5 @@ def _notes(found: dict[tuple[str, str], list[Measurement]]) -> str:
     rounds = max((len(ms) for ms in found.values()), default=0)
     text = f"Medians of {rounds} round{'s' * (rounds != 1)}."
     if others:
-        text += f" Others used {100 * statistics.median(others):.0f} % of the gateway's CPU meanwhile (median)."
+        text += f" Others used {100 * statistics.median(others):.0f} % of the gateway's CPU (median)."
     return text

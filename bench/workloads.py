@@ -95,4 +95,4 @@ _ALL = (
     Workload("soak", "1,000,000 plain requests: does memory stay flat?", 64, 400.0, total=1_000_000),
 )  # fmt: skip
 WORKLOADS = {workload.name: workload for workload in _ALL}
-USUAL = ("idle", "plain-1", "ttft-1", "A", "B", "C200", "C1000", "C5000", "leave-stream", "leave-queued", "hold")
+USUAL = tuple(name for name in WORKLOADS if name not in ("A32K", "leave-plain", "soak"))
