@@ -115,9 +115,17 @@ def status(fleet: Fleet, loads: LoadPoller, total_cost: float, now: float) -> di
         "target": {"replicas": decision.target, "reason": decision.reason, "code": decision.code},
         "blocked": message if service_status == "blocked" else fleet.breaker.message(now) or None,
         "frozen": fleet.frozen,
-        "demand": {"waiting": fleet.meter.waiting, "in_flight": sum(fleet.meter.in_flight.values())},
+        "demand": demand(fleet),
         "replicas": [_replica(fleet, r, loads, now) for r in fleet.rows.values()],
         "cost": {"hourly": hourly, "total": total_cost},
+    }
+
+
+def demand(fleet: Fleet) -> dict[str, int]:
+    """As the board has it at this moment, not as of the last tick."""
+    return {
+        "waiting": 0 if fleet.retired else fleet.board.totals(fleet.index).waiting,
+        "in_flight": sum(fleet.board.in_flight(r.slot) for r in fleet.rows.values()),
     }
 
 
