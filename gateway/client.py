@@ -25,11 +25,11 @@ class BrokeOff(ClientError):
 
 
 class NotRunning(ClientError):
-    """Nothing answers at the admin address."""
+    """Nothing answers at the admin address, or no address is known."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, where: str) -> None:
         super().__init__(
-            f"no gateway answers at {url}: start one with `gateway up FILE.yaml` (or `gateway demo`), or say"
+            f"no gateway {where}: start one with `gateway up FILE.yaml` (or `gateway demo`), or say"
             " where it is with --admin-url or --state-dir"
         )
 
@@ -40,11 +40,16 @@ def default_state_dir() -> Path:
 
 
 def find_admin_url(state_dir: Path) -> str:
-    """Where the gateway of this state dir listens; when none runs, where one would by the environment."""
+    """Where the gateway of this state dir listens; when none runs, where the environment says.
+
+    Never a default port: the gateway there may be another one, and `down` would end it. Raises NotRunning.
+    """
     address = statedir.read_address(state_dir)
     if address is not None:
         return str(address["admin_url"])
     rows = {row.name: row for row in SETTINGS}
+    if not any(os.environ.get(rows[name].env) for name in ("admin_host", "admin_port")):
+        raise NotRunning(f"runs with the state dir {state_dir}")
     host, port = (os.environ.get(rows[n].env) or rows[n].default for n in ("admin_host", "admin_port"))
     return f"http://[{host}]:{port}" if ":" in str(host) else f"http://{host}:{port}"
 
@@ -91,7 +96,7 @@ class AdminClient:
         try:
             yield
         except (httpx.ConnectError, httpx.ConnectTimeout):
-            raise NotRunning(self.url) from None
+            raise NotRunning(f"answers at {self.url}") from None
         except httpx.InvalidURL as error:
             raise ClientError(f"--admin-url {self.url}: {error}") from None
         except (httpx.NetworkError, httpx.RemoteProtocolError) as error:

@@ -134,6 +134,14 @@ def test_no_gateway_is_one_line_that_says_how_to_start_one(invoke: Invoke, words
     assert "no gateway answers at http://127.0.0.1:1: start one with `gateway up FILE.yaml`" in result.output
 
 
+def test_without_an_address_no_default_port_is_tried_it_may_be_another_gateways(
+    invoke: Invoke, tmp_path: Path
+) -> None:
+    result = invoke("status", GATEWAY_ADMIN_PORT="")
+    assert result.exit_code == 1
+    assert f"no gateway runs with the state dir {tmp_path / 'home'}: start one with" in result.output
+
+
 def test_the_admin_port_is_found_through_the_state_dir(
     invoke: Invoke, port: AdminPort, tmp_path: Path
 ) -> None:
