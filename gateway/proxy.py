@@ -132,6 +132,8 @@ class Exchange:
             if self._watcher is not None:
                 self._watcher.cancel()
             self._account(end)
+            # No reference cycle: the memory, the body's above all, is to go now and not some day.
+            self._task = self._watcher = self.lease = None
 
     async def _fail(self, error: GatewayError) -> None:
         """Tell the client, who may be gone or not read it."""

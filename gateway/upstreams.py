@@ -305,6 +305,7 @@ class Lease:
             raise
         finally:
             upstreams.room.leave(place)
+            del place, future  # an error's traceback has this frame, and the future has the error: no cycle
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
