@@ -40,6 +40,8 @@ START_SECONDS = 30.0
 # Ending means: drain the open answer, end the replica, verify. Usually a second.
 STOP_SECONDS = 90.0
 POLL_SECONDS = 0.2
+# A cold start here takes 15 seconds, a token 30 ms; on a machine in trouble ten times as long.
+ANSWER_SECONDS, SILENCE_SECONDS = 150.0, 30.0
 # Seconds of one cold start of config/local.yaml, measured on 2 shared cores: what the first ETA is made from,
 # as every later one is from the starts that state.db remembers.
 MEASURED = {"provision": 0.1, "setup": 1.2, "download": 6.1, "load": 4.1, "warmup": 3.8, "total": 15.3}
@@ -227,12 +229,22 @@ class Request(threading.Thread):
     def run(self) -> None:
         try:
             for piece in ask(self._url, self._model):
-                self.pieces.put(piece)
-                self.first.set()
+                if piece:  # not the empty chunks that keep a waiting client
+                    self.pieces.put(piece)
+                    self.first.set()
         except Exception as error:
             self.error = f"{type(error).__name__}: {error}"
         self.pieces.put(None)
         self.first.set()
+
+
+    def texts(self) -> Iterator[str]:
+        """The answer as it comes; ends with it, or with `error` set."""
+        try:
+            while (piece := self.pieces.get(timeout=SILENCE_SECONDS)) is not None:
+                yield piece
+        except queue.Empty:
+            self.error = f"the replica stopped in its answer for {SILENCE_SECONDS:.0f} s"
 
 
 def ask(url: str, model: str) -> Iterator[str]:
@@ -278,9 +290,9 @@ def _show(gateway: Gateway, console: Console) -> None:
     with AdminClient(gateway.admin_url) as admin:
         _watch_cold_start(gateway, admin, request, console)
         waited = time.monotonic() - began
-        if not (request.error and request.pieces.qsize() <= 1):
+        if not request.error or request.pieces.qsize() > 1:
             console.print(f"The first token came after {waited:.1f} s:\n")
-            while (piece := request.pieces.get()) is not None:
+            for piece in request.texts():
                 console.print(Text(piece), end="")
             console.print("\n")
         if request.error:
@@ -307,6 +319,9 @@ def _watch_cold_start(gateway: Gateway, admin: AdminClient, request: Request, co
         while not request.first.wait(POLL_SECONDS):
             if not gateway.alive:
                 raise DemoError("the gateway has ended; the end of its log:", gateway.log)
+            if time.monotonic() - began > ANSWER_SECONDS:
+                limit = f"{ANSWER_SECONDS:.0f} s"
+                raise DemoError(f"no token within {limit}; the gateway's log ends:", gateway.log)
             try:
                 services = admin.status()["services"]
             except ClientError:
