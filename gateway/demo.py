@@ -61,7 +61,7 @@ def run(*, once: bool, state_dir: str | None, port: int, admin_port: int) -> int
     if not console.is_terminal:
         console = Console(highlight=False, width=200)
     signal.signal(signal.SIGTERM, _as_interrupt)
-    with contextlib.suppress(ValueError, OSError):
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup asks
         signal.signal(signal.SIGHUP, _as_interrupt)
     os.environ["NO_PROXY"] = os.environ.get("NO_PROXY", "") + ",127.0.0.1"  # the SDK heeds HTTP_PROXY
     try:

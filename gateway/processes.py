@@ -40,11 +40,15 @@ def describe_exit(code: int) -> str:
 
 @contextmanager
 def signals_as_bytes(*numbers: signal.Signals) -> Iterator[int]:
-    """A descriptor that gets one byte, the signal's number, for each of these signals. Main thread only."""
+    """A descriptor that gets one byte, the signal's number, for each of these signals. Main thread only.
+
+    A SIGHUP that is ignored stays ignored: `nohup` asks for that.
+    """
     read, write = os.pipe()
     os.set_blocking(read, False)
     os.set_blocking(write, False)
-    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    wanted = [n for n in numbers if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda *_: None) for number in wanted}
     before_fd = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     try:
         yield read
