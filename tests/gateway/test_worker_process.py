@@ -182,11 +182,13 @@ async def test_without_a_controller_it_goes_on_with_the_last_list_and_reconnects
         await eventually(lambda: gateway.control.workers[0].waiting == {"r1": 0})
 
 
-def test_small_writes_leave_at_once_on_both_sides() -> None:
+def test_small_writes_leave_at_once_and_a_vanished_replica_is_noticed() -> None:
+    """The sockets' options, on the event loop that a worker has."""
+
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()
 
-    async def connect() -> list[int]:
+    async def connect() -> dict[str, int]:
         listener = socket.create_server(("127.0.0.1", 0))
         port = listener.getsockname()[1]
         server = QuietServer(config(app, drain_seconds=1, log_level="critical"), None)  # type: ignore[arg-type]
@@ -195,13 +197,19 @@ def test_small_writes_leave_at_once_on_both_sides() -> None:
         connection = await Pool(f"http://127.0.0.1:{port}").dial()
         await eventually(lambda: server.server_state.connections)
         (accepted,) = server.server_state.connections
-        nodelay = [
-            transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-            for transport in (accepted.transport, connection._transport)  # type: ignore[union-attr]
-        ]
+        client = accepted.transport.get_extra_info("socket")  # type: ignore[union-attr]
+        replica = connection._transport.get_extra_info("socket")  # type: ignore[union-attr]
+        found = {
+            "client nodelay": client.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY),
+            "replica nodelay": replica.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY),
+            "replica keepalive": replica.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+            "replica probes": replica.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
+        }
         connection.abort()
         server.should_exit = True
         await task
-        return nodelay
+        return found
 
-    assert uvloop.run(connect()) == [1, 1]
+    assert uvloop.run(connect()) == {
+        "client nodelay": 1, "replica nodelay": 1, "replica keepalive": 1, "replica probes": 3,
+    }  # fmt: skip
