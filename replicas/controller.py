@@ -17,20 +17,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from replicas import breaker, report, spec
+from replicas.adoption import adopt, as_it_was
 from replicas.board import SERVICES, Board
 from replicas.errands import Errands
 from replicas.evidence import Evidence, Lookout
-from replicas.fleet import Fleet, Observer
+from replicas.fleet import Fleet
+from replicas.journal import Journal, Observer
 from replicas.ledger import Ledger
-from replicas.lifecycle import Replica, State, new
+from replicas.lifecycle import State, new
 from replicas.loads import LoadPoller, LoadTarget
 from replicas.messages import ColdStart, ServiceInfo, Snapshot, WorkerState
 from replicas.planner import Launch
@@ -48,7 +48,6 @@ log = logging.getLogger(__name__)
 TICK: Final = 1.0  # s
 TICK_LEAST: Final = 0.02  # s between ticks that messages cause
 PROBED: Final = frozenset({State.STARTING, State.READY, State.NOT_READY, State.DRAINING})
-KEPT_EVENTS: Final = 1000  # per subscriber that does not read
 
 
 class UnknownService(KeyError):
@@ -105,41 +104,14 @@ class Controller:
         self._slots = Slots(board, control, self.generation)
         self._published: tuple[ServiceInfo, ...] | None = None
         self._progressed: dict[str, ColdStart | None] = {}
-        self._subscribers: set[asyncio.Queue[dict[str, Any]]] = set()
+        self._journal = Journal(table)
         self._ledger = Ledger(table, clock())
-        self.fleets = self._make_fleets(services)
+        self.fleets = adopt(
+            services, table, board=board, config=settings, observer=observer, now=clock()
+        )
 
     def __repr__(self) -> str:
         return f"<Controller generation={self.generation} {' '.join(map(repr, self.fleets.values()))}>"
-
-    def _make_fleets(self, services: Sequence[Service]) -> dict[str, Fleet]:
-        """One per service, with its rows adopted; and one for each service that only has rows left."""
-        rows: dict[str, list[Replica]] = {}
-        for r in self.table.replicas():
-            rows.setdefault(r.service, []).append(r)
-        served = {s.name for s in services}
-        retired = [_as_it_was(found[0], services[0]) for name, found in rows.items() if name not in served]
-        fleets: dict[str, Fleet] = {}
-        for index, service in enumerate([*services, *retired]):
-            limits = self.table.limits(service.name)
-            if limits is not None and limits.spec_hash != service.hash:
-                self.table.clear_limits(service.name)  # made for another YAML
-                limits = None
-            past = self.table.cold_starts(service.name, service.hash) or self.table.cold_starts(service.name)
-            fleets[service.name] = Fleet(
-                service,
-                index,
-                config=self.config,
-                board=self.board,
-                observer=self.observer,
-                rows=rows.get(service.name, ()),
-                breaker=breaker.from_json(self.table.breaker(service.name), service.hash),
-                override=None if limits is None else Override(limits.min, limits.max),
-                history=[(p.phase, p.seconds) for p in past],
-                now=self.clock(),
-                retired=service.name not in served,
-            )
-        return fleets
 
     # ------------------------------------------------------------ the tick
 
@@ -247,21 +219,13 @@ class Controller:
                     if event["kind"] == "cold_start":
                         phase, seconds = event["phase"], event["seconds"]
                         self.table.add_cold_start(name, event["spec_hash"], "", phase, seconds, now)
-                    told.append(self.table.add_event(event, event["at"]))
+                    told.append(self._journal.save(event))
         for fleet in self.fleets.values():
             for id in [id for id in fleet.dirty if fleet.rows[id].state is State.GONE]:
                 fleet.forget(id)
             fleet.dirty.clear()
             fleet.news.clear()
-        for event in told:
-            self._tell(event)
-
-    def _tell(self, event: dict[str, Any]) -> None:
-        log.info("%s %s: %s", event["replica"] or event["service"], event["kind"], event["reason"])
-        for queue in self._subscribers:
-            if queue.full():
-                queue.get_nowait()
-            queue.put_nowait(event)
+        self._journal.tell(told)
 
     # ------------------------------------------------------------ act
 
@@ -294,7 +258,7 @@ class Controller:
                 due = now >= fleet.retry_at.get(r.id, 0.0)
                 if r.state is State.PROVISIONING and due and r.id not in self._errands:
                     same = r.spec_hash == fleet.service.hash
-                    service = fleet.service if same else _as_it_was(r, fleet.service)
+                    service = fleet.service if same else as_it_was(r, fleet.service)
                     self._errands.launch(r.id, service, {} if key is None else {spec.REPLICA_KEY: key})
                 elif r.state is State.TERMINATING and due:
                     self._errands.terminate(r.id)
@@ -416,24 +380,6 @@ class Controller:
             ],
         }
 
-    async def events(self, last: int = 0) -> AsyncIterator[dict[str, Any]]:
+    def events(self, last: int = 0) -> AsyncIterator[dict[str, Any]]:
         """The `last` past events, then each new one as it comes. A reader that is slow loses the oldest."""
-        queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(KEPT_EVENTS)
-        self._subscribers.add(queue)
-        try:
-            for event in self.table.last_events(last) if last else ():
-                yield event
-            while True:
-                yield await queue.get()
-        finally:
-            self._subscribers.discard(queue)
-
-
-def _as_it_was(r: Replica, now: Service) -> Service:
-    """The service from the YAML that the replica was decided upon, or as it is now if that cannot be read."""
-    try:
-        return spec.parse(r.spec_text, r.service, name=r.service, environ=os.environ)
-    except spec.SpecError as error:
-        log.warning("%s comes from a YAML that cannot be read any more: %s", r.id, error)
-        return replace(now, name=r.service)
-
+        return self._journal.follow(last)

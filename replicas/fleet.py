@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from replicas import health
 from replicas.autoscaler import Decision, Demand, Memory, Policy, decide
@@ -18,6 +18,7 @@ from replicas.coldstarts import ColdStarts
 from replicas.errands import Outcome
 from replicas.evidence import Evidence, Witness
 from replicas.health import Signs
+from replicas.journal import Observer
 from replicas.lifecycle import CAPACITY, COMING, SERVING, Event, Failure, Replica, State, advance
 from replicas.meter import Meter
 from replicas.phases import PHASES
@@ -28,15 +29,6 @@ from replicas.spec import Service
 
 UNREMARKABLE: Final = frozenset({"cold", "steady", "rising", "falling"})  # they come and go with the load
 WITH_MACHINE: Final = frozenset({State.STARTING, State.READY, State.NOT_READY, State.DRAINING})
-
-
-class Observer(Protocol):
-    """Whoever counts what the controller does; gateway/metrics.py has one."""
-
-    def decision(self, service: str, code: str) -> None: ...
-    def launch(self, service: str, outcome: str) -> None: ...  # ready | failed | cancelled
-    def cold_start(self, service: str, phase: str, seconds: float) -> None: ...
-    def cost(self, service: str, dollars: float) -> None: ...
 
 
 class Fleet:
