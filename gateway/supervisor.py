@@ -219,6 +219,7 @@ class Supervisor:
         ours = {row.env for row in SETTINGS}
         environment = {k: v for k, v in os.environ.items() if k not in ours}
         environment[VARIABLE] = child.to_env()
+        environment["GATEWAY_PROCESS"] = slot.name.replace(" ", "-")  # see metrics.py
         slot.restart_at = None
         slot.process = subprocess.Popen(
             self._commands[slot.role],

@@ -147,6 +147,16 @@ def test_counts_of_all_processes_add_up_dead_ones_included(tmp_path: Path) -> No
     assert value(registry, "gateway_waiting", service="svc") == 7
 
 
+def test_a_process_that_is_started_again_counts_on_in_the_same_files(tmp_path: Path) -> None:
+    code = "from gateway import metrics as m\nm.ServiceMetrics('svc').retry('dial')\n"
+    place = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "GATEWAY_PROCESS": "worker-0"}
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", code], env=os.environ | place, check=True, timeout=30)
+    registry = metrics.build_registry(str(tmp_path), status)
+    assert value(registry, "gateway_retries_total", service="svc", cause="dial") == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"counter_worker-0.db", "histogram_worker-0.db"}
+
+
 def test_counting_one_request_costs_microseconds() -> None:
     """Five bound calls; measured 3 us. The bound of 60 us says "no look-up by labels, no I/O" on any
     machine."""
