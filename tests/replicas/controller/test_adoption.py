@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 from replicas.lifecycle import State
@@ -134,3 +135,36 @@ async def test_closing_ends_no_replica(world: Any) -> None:
     await world.become_ready()
     await world.controller.close()
     assert world.machines_of() == {world.id(1)}
+
+
+async def test_a_yaml_that_cannot_be_read_any_more_does_not_stop_the_gateway(world: Any, caplog: Any) -> None:
+    await world.become_ready()
+    (row,) = world.table.replicas()
+    world.table.save([replace(row, spec_text="service: [")])
+    world.start(yaml=world.text.replace("name: r1", "name: r2"))
+    await world.steps(4)
+    assert world.provisioner.terminated == [row.id]
+    assert "cannot be read any more" in caplog.text
+
+
+async def test_a_look_that_is_slow_holds_nothing_up_and_says_nothing_of_what_came_after_it(
+    world: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("replicas.evidence.LOOK_WAIT", 0.01)
+    gate, look = asyncio.Event(), world.provisioner.instances
+
+    async def slow() -> Any:
+        found = await look()
+        await gate.wait()
+        return found
+
+    world.provisioner.instances = slow
+    world.waits(1)
+    await world.steps(5)
+    assert world.states == [State.STARTING]
+    gate.set()  # the answer is from before the launch: it knows of no machine
+    await world.step()
+    assert world.states == [State.STARTING]
+    world.prober.every = True
+    await world.steps(2)
+    assert world.states == [State.READY]

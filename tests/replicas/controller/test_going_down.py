@@ -91,3 +91,17 @@ async def test_a_machine_without_a_row_is_ended_before_down_is_finished(world: A
 async def test_an_unknown_state_of_the_world_is_not_verified(world: Any) -> None:
     world.provisioner.instances_error = InstancesUnknown("no answer")
     assert await world.controller.down(0.1, pause=0.01) == ["(unknown: no answer)"]
+
+
+async def test_a_drain_under_way_gets_the_short_time_and_nobody_calls_it_back(world: Any) -> None:
+    world.start(drain_limit=1e6)
+    await world.become_ready()
+    world.lease(world.id(1))
+    world.controller.set_limits("r1", max=0)
+    await world.steps(3)
+    assert world.states == [State.DRAINING]
+    world.controller.reset_limits("r1")
+    world.waits(1)
+    with passing_time(world):
+        assert await world.controller.down(5, pause=0.01) == []
+    assert "resume" not in [e["code"] for e in world.events("transition")]
