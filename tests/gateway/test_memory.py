@@ -19,9 +19,11 @@ Rigs = Callable[..., Awaitable[Rig]]
 @pytest.fixture(autouse=True)
 def no_collector() -> Iterator[None]:
     gc.collect()
+    gc.freeze()  # what was there before need not be looked through
     gc.disable()
     yield
     gc.enable()
+    gc.unfreeze()
 
 
 def alive() -> int:
