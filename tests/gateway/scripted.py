@@ -112,6 +112,7 @@ class Scripted:
         self.peers: list[Peer] = []
         self.aborts: list[str] = []
         self.connections = 0
+        self._closing = False
 
     @property
     def requests(self) -> list[Request]:
@@ -124,14 +125,19 @@ class Scripted:
         return self
 
     async def __aexit__(self, *error: object) -> None:
+        self._closing = True
         self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.wait_closed()
 
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        if self._closing:  # accepted in the last moment: an abort that was on its way
+            writer.transport.abort()
+            return
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
