@@ -6,12 +6,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import httpx
+from typing import TYPE_CHECKING, Any
 
 from gateway import statedir
 from gateway.settings import SETTINGS
+
+if TYPE_CHECKING:
+    import httpx  # at run time where it is used: `gateway up` knows our errors and needs no HTTP client
 
 TIMEOUT_SECONDS = 10.0
 
@@ -58,6 +59,8 @@ class AdminClient:
     """Blocking calls to one admin port."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
+        import httpx
+
         self.url = url.rstrip("/")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         # trust_env off: a proxy of the environment is not for this machine's own ports.
@@ -93,6 +96,8 @@ class AdminClient:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
+        import httpx
+
         try:
             yield
         except (httpx.ConnectError, httpx.ConnectTimeout):

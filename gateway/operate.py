@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -54,6 +54,13 @@ def friendly() -> Iterator[None]:
 
 
 @contextmanager
+def until_interrupted() -> Iterator[None]:
+    """Ctrl-C is the way to end what shows until Ctrl-C; a reader that closes the pipe (`| head`) is another."""
+    with suppress(KeyboardInterrupt, BrokenPipeError):
+        yield
+
+
+@contextmanager
 def admin(admin_url: str | None, admin_key: str | None, state_dir: str | None) -> Iterator[AdminClient]:
     from gateway.client import AdminClient, find_admin_url
 
@@ -73,7 +80,7 @@ def _state_dir(given: str | None) -> Path:
 @admin_options
 def status(watch: bool, as_json: bool, **where: str | None) -> None:
     """Show services and replicas: state, phase, ETA, load, cost."""
-    with admin(**where) as client:
+    with until_interrupted(), admin(**where) as client:
         if as_json:
             click.echo(json.dumps(client.status(), indent=None if watch else 2))
             while watch:
@@ -133,7 +140,7 @@ def logs(replica: str | None, follow: bool, tail: int, **where: str | None) -> N
 
     folder = _state_dir(where["state_dir"])
     try:
-        with admin(**where) as client:
+        with until_interrupted(), admin(**where) as client:
             chosen = one_replica(client.call("GET", "/admin/replicas"), replica)
             params = {"tail": str(tail)} | ({"follow": "1"} if follow else {})
             for text in client.lines(f"/admin/replicas/{chosen}/logs", params):

@@ -269,3 +269,15 @@ class _Quiet(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
+
+
+def test_what_up_loads_before_it_starts_its_children_is_light() -> None:
+    """Each import of `up` delays the first answer: it starts the children, which import what they need."""
+    code = (
+        "import sys, gateway.cli, gateway.supervisor\n"
+        "with gateway.cli.friendly(): pass\n"
+        "heavy = {'sky', 'uvicorn', 'starlette', 'httpx', 'prometheus_client', 'rich'} & set(sys.modules)\n"
+        "sys.exit(' '.join(heavy) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
