@@ -55,7 +55,7 @@ def friendly() -> Iterator[None]:
 
 @contextmanager
 def until_interrupted() -> Iterator[None]:
-    """Ctrl-C is the way to end what shows until Ctrl-C; a reader that closes the pipe (`| head`) is another."""
+    """Ctrl-C ends what shows until Ctrl-C; so does a reader that closes the pipe (`| head`)."""
     with suppress(KeyboardInterrupt, BrokenPipeError):
         yield
 
