@@ -28,6 +28,9 @@ from replicas.provisioners import Instance
 from replicas.spec import Service
 
 UNREMARKABLE: Final = frozenset({"cold", "steady", "rising", "falling"})  # they come and go with the load
+# s; a machine that is there and whose output tells no phase by then is taken to load its model (static
+# replicas never tell). At once would be wrong for a second or two each time, and so in the estimates.
+SILENT_PHASE: Final = 10.0
 WITH_MACHINE: Final = frozenset({State.STARTING, State.READY, State.NOT_READY, State.DRAINING})
 
 
@@ -150,8 +153,10 @@ class Fleet:
             elif r.state in WITH_MACHINE:
                 self._judge(self.rows[r.id], self.signs[r.id], seen)
             told = instance is not None and instance.phase is not None
-            if (r := self.rows[r.id]).state is State.STARTING and r.phase in (None, PHASES[0]) and not told:
-                self._phase(r, "load", None, now)  # the machine is there, and nobody tells more
+            r = self.rows[r.id]
+            silent = r.state is State.STARTING and r.phase in (None, PHASES[0]) and not told
+            if silent and now - r.since >= SILENT_PHASE:
+                self._phase(r, "load", None, now)
 
     def _learn(self, r: Replica, instance: Instance, now: float) -> None:
         """URL, price and cold-start phase, as the provisioner tells them."""

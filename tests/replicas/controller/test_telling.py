@@ -65,7 +65,7 @@ async def test_progress_goes_out_each_second_but_makes_no_generation(world: Any)
         world.table.add_cold_start("r1", world.service.hash, "", phase, seconds, 1.0)
     world.start()
     world.waits(1)
-    await world.steps(3)
+    await world.steps(15)
     generation, told = world.control.published[-1].generation, len(world.control.progressed)
     await world.steps(10)
     assert world.control.published[-1].generation == generation
