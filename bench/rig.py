@@ -212,11 +212,10 @@ class Rig:
 @contextlib.contextmanager
 def rig(gateway_cpu: int | None, load_cpu: int | None, priority: int) -> Iterator[Rig]:
     """A rig with its upstream running."""
-    started = Started(BUILD / "started.json")
+    started, own = Started(BUILD / "started.json"), Started(BUILD / "upstream.json")
     with contextlib.ExitStack() as stack:
         command = [str(BUILD / "upstream"), *map(str, UPSTREAM_PORTS)]
         process = processes.spawn(command, cpu=load_cpu, log=stack.enter_context(open("/dev/null", "wb")))
-        own = Started(BUILD / "upstream.json")
         own.add([process.pid])
         stack.callback(process.wait)
         stack.callback(own.end, process.pid)
