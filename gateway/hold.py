@@ -20,10 +20,10 @@ from replicas.board import SERVICES, Board
 if TYPE_CHECKING:
     from gateway.upstreams import Upstream
 
-# How often a waiting request looks whether another worker's end, or the end of an ejection, lets it in.
-# Whoever holds the oldest of all workers looks more often: only it may take the next place.
+# How often a waiting request looks whether another worker's end, or the end of an ejection, lets it in. Whose
+# turn may be next looks more often: who has the oldest waiter, or just left a free place to an older one.
 POLL_SECONDS = 0.02
-FIRST_POLL_SECONDS = 0.002
+NEXT_POLL_SECONDS = 0.002
 # A free place is left this long to the worker whose waiter is older; then that worker is taken to be stuck.
 YIELD_SECONDS = 0.25
 DEFAULT_PATIENCE = 300.0  # seconds: openai-node's undici gives up then, the shortest common default
@@ -243,9 +243,15 @@ class WaitingRoom:
         self._cells[self._oldest] = self._places[0].since if self._places else 0
 
     def _schedule(self) -> None:
-        if self._places and self.polls and self._poll is None:
-            first = bool(self._others) and not self.older_elsewhere(self._places[0].since)
-            self._poll = self._loop.call_later(FIRST_POLL_SECONDS if first else POLL_SECONDS, self._polled)
+        if not self._places or not self.polls:
+            return
+        next_ = self._yielding_to or (self._others and not self.older_elsewhere(self._places[0].since))
+        due = self._loop.time() + (NEXT_POLL_SECONDS if next_ else POLL_SECONDS)
+        if self._poll is not None:
+            if self._poll.when() <= due:
+                return
+            self._poll.cancel()
+        self._poll = self._loop.call_at(due, self._polled)
 
     def _polled(self) -> None:
         self._poll = None

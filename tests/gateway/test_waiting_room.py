@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gateway.errors import ColdStartFailed, WaitingRoomFull
-from gateway.hold import BODY_OVERHEAD, YIELD_SECONDS, Place, WaitingRoom
+from gateway.hold import BODY_OVERHEAD, NEXT_POLL_SECONDS, YIELD_SECONDS, Place, WaitingRoom
 from replicas.board import Board
 
 from .conftest import Rig, chat, eventually
@@ -44,6 +44,8 @@ class Clock(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self.now
+
+    resolution = 1e-6  # seconds: of sums of floats
 
     def settle(self) -> None:
         """Run what is due."""
@@ -222,6 +224,31 @@ def test_a_room_looks_again_by_itself_while_there_are_upstreams(loop: Clock, boa
     loop.now += 1
     loop.settle()
     assert place.future.done()
+
+
+def test_who_left_a_place_to_an_older_one_looks_again_very_soon(loop: Clock, board: Board) -> None:
+    window = Window(0)
+    here, there = (make_room(loop, board, window, worker=w) for w in (0, 1))
+    there.enter(1, 0, ())
+    place = here.enter(2, 0, ())  # not its turn: the next look is in POLL_SECONDS
+    window.free = 2
+    here.release()
+    assert not place.future.done()
+    there.release()
+    loop.now += NEXT_POLL_SECONDS + loop.resolution
+    loop.settle()
+    assert place.future.done()
+
+
+def test_without_any_upstream_nobody_looks_again(loop: Clock, board: Board) -> None:
+    window = Window(0)
+    room = make_room(loop, board, window)
+    room.polls = False
+    place = room.enter(1, 0, ())
+    window.free = 1
+    loop.now += 3600
+    loop.settle()
+    assert not place.future.done()
 
 
 def test_failing_ends_every_wait_and_clears_the_board(loop: Clock, board: Board) -> None:
