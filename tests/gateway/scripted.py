@@ -112,7 +112,7 @@ class Scripted:
         self.peers: list[Peer] = []
         self.aborts: list[str] = []
         self.connections = 0
-        self._closing = False
+        self._writers: list[asyncio.StreamWriter] = []
 
     @property
     def requests(self) -> list[Request]:
@@ -125,19 +125,23 @@ class Scripted:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        self._closing = True
+        # A connection half accepted when its server closes (an abort on its way) would never be closed.
+        for sock in self._server.sockets:
+            asyncio.get_running_loop().remove_reader(sock.fileno())
+        for _ in range(3):
+            await asyncio.sleep(0)
         self._server.close()
         while self._tasks:
             for task in list(self._tasks):
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:  # a task that was cancelled before its first step closed nothing
+            writer.transport.abort()
         await self._server.wait_closed()
 
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        if self._closing:  # accepted in the last moment: an abort that was on its way
-            writer.transport.abort()
-            return
+        self._writers.append(writer)
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
