@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
@@ -45,7 +46,8 @@ class AccessLog:
 
     def close(self) -> None:
         if self._file is not None and self._file is not sys.stderr:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what a full disk did not take
+                self._file.close()
         self._file = None
 
 
