@@ -2,6 +2,7 @@
 #
 #   make demo            a whole cold start on this machine, no GPU, no cloud; then it keeps serving
 #   make test            the tests
+#   make test-sky        the tests against a real SkyPilot, on a Slurm cluster it makes (root, Linux, 10 minutes)
 #   make bench           the gateway beside nginx, haproxy and the Rust routers (bench/README.md)
 #   PYTHON=python3.12    another Python for the environment       ARGS="..."   arguments of demo, test, bench
 
@@ -15,7 +16,7 @@ UV = $(shell command -v uv || echo $(BIN)/uv)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint check docs lock wheel bench bench-peers
+.PHONY: help venv demo test test-sky lint check docs lock wheel bench bench-peers
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +29,10 @@ demo: $(STAMP)  ## from zero to an answer on this machine (ARGS=--once: end then
 test: $(STAMP)  ## all tests
 	@$(BIN)/python -m pytest $(ARGS)
 
+test-sky: $(STAMP)  ## replicas on a real SkyPilot and Slurm, on this machine (root, Linux)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" VENV="$(CURDIR)/$(VENV)" tests/e2e/sky/bed.sh run \
+	  $(BIN)/python -m pytest -m sky --durations=0 tests/e2e/sky tests/replicas/provisioners $(ARGS)
+
 lint: $(STAMP)  ## style and types
 	@$(BIN)/ruff check gateway replicas tests bench
 	@$(BIN)/mypy
@@ -38,7 +43,7 @@ docs: $(STAMP)  ## the generated parts of README.md
 	@$(BIN)/python tests/test_docs.py
 
 lock: $(STAMP)  ## requirements.lock from pyproject.toml, keeping the versions that still fit
-	@$(UV) pip compile -q --universal --generate-hashes --extra test --extra dev pyproject.toml -o requirements.lock
+	@$(UV) pip compile -q --universal --generate-hashes --extra test --extra dev --extra slurm pyproject.toml -o requirements.lock
 
 wheel: $(STAMP)  ## dist/skygate-*.whl
 	@$(BIN)/python -m hatchling build -t wheel

@@ -9,6 +9,7 @@
 #   bed.sh cut HOST      packets to it get lost           bed.sh join HOST   ... no longer
 #   bed.sh kill-api      SIGKILL the API server and its executors, all of them
 #   bed.sh log           the ends of the site's logs
+#   bed.sh run COMMAND   install, start, COMMAND in that environment, stop (whatever happens, within $LIMIT)
 #
 # Root on Linux (Debian 12 or newer, Ubuntu 24.04), for network namespaces. State in $BED, nothing elsewhere.
 set -euo pipefail
@@ -19,6 +20,7 @@ BED=${BED:-/var/cache/skygate-bed}   # not under /tmp (nodes have one of their o
 VENV=${VENV:-$root/.venv}            # where `sky` is, with the extra `slurm`
 API_PORT=${API_PORT:-46591}          # SkyPilot's default is 46580
 NODES=${NODES:-3}                    # a cluster has its nodes to itself, as on a cloud: 3 nodes, then no capacity
+LIMIT=${LIMIT:-1800}                 # seconds
 NET=10.77.0                          # .1 this machine, .10 login host, .11 .. nodes
 ACCOUNT=skybed                       # who SkyPilot is on the cluster
 SKY_VERSION=0.14.1
@@ -226,6 +228,26 @@ stop() {
   [ -n "${1:-}" ] || say "stopped"
 }
 
+run() {
+  local code=0
+  need_root
+  mkdir -p "$BED"; exec 9>"$BED/lock"
+  flock -n 9 || die "another bed is in use here ($BED/lock)"
+  trap 'stop 9>&-' EXIT
+  trap 'exit 130' INT TERM HUP
+  local began=$SECONDS
+  install 9>&-
+  say "installed after $((SECONDS - began)) s"
+  start 9>&-
+  say "started after $((SECONDS - began)) s"
+  # In the background and waited for, so that a signal to this script is heard at once.
+  ( eval "$(environment)"; exec timeout -k 30 "$LIMIT" "$@" ) 9>&- &
+  wait $! || code=$?
+  [ $code = 0 ] || logs
+  say "ended after $((SECONDS - began)) s"
+  return $code
+}
+
 logs() { tail -n 15 "$BED"/log/*.log >&2 || true; }
 
 case "${1:-}" in
@@ -235,5 +257,6 @@ case "${1:-}" in
   up | cut | join) "$1" "${2:?which host}" ;;
   kill-api) kill_api ;;
   log) logs ;;
-  *) sed -n '2,14p' "$0"; exit 2 ;;
+  run) shift; run "$@" ;;
+  *) sed -n '2,15p' "$0"; exit 2 ;;
 esac

@@ -1,0 +1,251 @@
+"""A gateway whose replicas are clusters of a real SkyPilot, on the Slurm bed (README.md)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+
+T = TypeVar("T")
+ROOT = Path(__file__).resolve().parents[3]
+BED = Path(__file__).with_name("bed.sh")
+
+YAML = """\
+name: bed
+num_nodes: {nodes}
+resources:
+  cpus: 1
+  memory: 1
+  ports: 30000
+secrets:
+  REPLICA_API_KEY: null
+file_mounts:
+  ~/skygate/replicas: {root}/replicas
+setup: |
+  # The nodes reach no index; the bed has a wheelhouse for uv.
+  ~/.local/bin/uv venv --quiet --python /usr/bin/python3 ~/skygate/venv
+  VIRTUAL_ENV=~/skygate/venv ~/.local/bin/uv pip install --quiet httptools
+run: |
+  echo "rank $SKYPILOT_NODE_RANK of $SKYPILOT_NUM_NODES on $(hostname)"
+  {before}
+  cd ~/skygate
+  exec venv/bin/python -m replicas.simulator --host 0.0.0.0 --port 30000 \\
+    --model-path deepseek-ai/DeepSeek-R1 --api-key "$REPLICA_API_KEY" --enable-metrics --startup load=1
+service:
+  readiness_probe:
+    path: /health
+    initial_delay_seconds: 240
+    endpoint_probe_interval_seconds: 1
+  replica_policy:
+    min_replicas: 0
+    max_replicas: 2
+"""
+
+
+def eventually(condition: Callable[[], T], seconds: float = 60.0) -> T:
+    """The first true value of `condition`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds:g} s; the last value was {value!r}")
+        time.sleep(0.2)  # between two looks at another machine
+
+
+class Site:
+    """The Slurm cluster and its SkyPilot, asked around the gateway."""
+
+    def jobs(self) -> dict[str, str]:
+        """Cluster of each running allocation -> its nodes ("n1", "n[1-2]"). SkyPilot adds a user's hash."""
+        lines = self._run("squeue", "-h", "-t", "R", "-o", "%j %N").splitlines()
+        return {name.rpartition("-")[0]: nodes for name, nodes in map(str.split, lines)}
+
+    def clusters(self) -> list[str]:
+        """What SkyPilot lists, by its own command."""
+        return [c["name"] for c in json.loads(self._run("sky", "status", "--output", "json"))]
+
+    def preempt(self, cluster: str) -> None:
+        """Take the machines away, as a spot market would: SkyPilot is not told."""
+        lines = self._run("squeue", "-h", "-o", "%i %j").splitlines()
+        (job,) = [job for job, name in map(str.split, lines) if name.rpartition("-")[0] == cluster]
+        self._run("scancel", job)
+
+    def do(self, *command: str) -> None:
+        """A command of bed.sh: kill, up, cut, join a host."""
+        self._run(str(BED), *command)
+
+    def _run(self, *command: str) -> str:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, f"{' '.join(command)}: {done.stderr[-2000:]}{done.stdout[-500:]}"
+        return done.stdout
+
+
+class Gateway:
+    """`gateway up FILE --provisioner skypilot` on one state dir."""
+
+    def __init__(self, folder: Path, options: tuple[str, ...], yaml: str) -> None:
+        self.folder, self.state, self.options = folder, folder / "state", options
+        self.file = folder / "bed.yaml"
+        self.file.write_text(yaml)
+        self.process: subprocess.Popen[bytes] | None = None
+        self.url = self.admin_url = ""
+
+    def start(self) -> None:
+        (self.state / "gateway.json").unlink(missing_ok=True)
+        command = [
+            sys.executable, "-m", "gateway", "up", str(self.file), "--provisioner", "skypilot",
+            "--state-dir", str(self.state), "--port", "0", "--admin-port", "0", *self.options,
+        ]  # fmt: skip
+        with open(self.folder / "gateway.log", "ab") as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder
+            )
+        eventually(self._serves)
+
+    def _serves(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.log()
+        try:
+            where = json.loads((self.state / "gateway.json").read_text())
+            self.url, self.admin_url = where["url"], where["admin_url"]
+            return httpx.get(self.url + "/ready", timeout=2).status_code == 200 and bool(self.service())
+        except (OSError, KeyError, ValueError, httpx.HTTPError):
+            return False
+
+    def log(self) -> str:
+        return (self.folder / "gateway.log").read_text(errors="replace")
+
+    def service(self) -> dict[str, Any]:
+        status = httpx.get(self.admin_url + "/admin/status", timeout=20).raise_for_status().json()
+        return dict(status["services"][0])
+
+    def replicas(self) -> list[dict[str, Any]]:
+        return list(self.service()["replicas"])
+
+    def ready(self) -> list[dict[str, Any]]:
+        return [r for r in self.replicas() if r["state"] == "ready"]
+
+    def output(self, replica: str) -> str:
+        """What is kept of the replica's own output."""
+        return (self.state / "replicas" / replica / "output.log").read_text(errors="replace")
+
+    def kill(self) -> None:
+        """SIGKILL its first process; the others end with it."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        env = {**os.environ, "GATEWAY_STATE_DIR": str(self.state), "GATEWAY_ADMIN_URL": self.admin_url}
+        return subprocess.run(
+            [sys.executable, "-m", "gateway", *arguments],
+            env=env, capture_output=True, text=True, timeout=180, cwd=self.folder,
+        )  # fmt: skip
+
+    def clean_up(self) -> None:
+        """Down with its replicas, whatever state it is in; then an end to its processes."""
+        if self.process is None:
+            return
+        print(self.log()[-8000:])  # shown when the test has failed
+        if self.process.poll() is None:
+            with contextlib.suppress(Exception):
+                self.cli("down")
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(40)
+        if self.process.poll() is None:
+            self.kill()
+
+
+def ask(gateway: Gateway, *, tokens: int = 12, seconds: float = 300) -> tuple[str, list[str]]:
+    """One streamed chat completion: its text, and the phases that its comments told."""
+    body = {
+        "model": "deepseek-ai/DeepSeek-R1",
+        "messages": [{"role": "user", "content": "how many rs are in strawberry"}],
+        "stream": True,
+        "max_tokens": tokens,
+        "ignore_eos": True,
+    }
+    text, phases, done = "", [], False
+    with httpx.stream("POST", gateway.url + "/v1/chat/completions", json=body, timeout=seconds) as answer:
+        if answer.status_code != 200:
+            raise AssertionError(f"{answer.status_code}: {answer.read().decode()}")
+        for line in answer.iter_lines():
+            if line.startswith(": cold-start"):
+                phases.append(line.split("phase=")[1].split()[0])
+            elif line == "data: [DONE]":
+                done = True
+            elif line.startswith("data: "):
+                chunk = json.loads(line.removeprefix("data: "))
+                if "error" in chunk:
+                    raise AssertionError(chunk["error"]["message"])
+                text += "".join(c["delta"].get("content") or "" for c in chunk["choices"])
+    assert done
+    return text, phases
+
+
+@pytest.fixture(scope="session")
+def site() -> Site:
+    if "SKYGATE_BED" not in os.environ or shutil.which("squeue") is None:
+        pytest.fail("these tests need the bed: `make test-sky` (tests/e2e/sky/README.md)")
+    return Site()
+
+
+@pytest.fixture
+def gateways(tmp_path_factory: pytest.TempPathFactory, site: Site) -> Iterator[Callable[..., Gateway]]:
+    """Makes and starts gateways: `gateway = gateways("--idle-timeout", "3", nodes=2)`."""
+    made: list[Gateway] = []
+
+    def make(*options: str, nodes: int = 1, before: str = ":") -> Gateway:
+        yaml = YAML.format(root=ROOT, nodes=nodes, before=before)
+        gateway = Gateway(tmp_path_factory.mktemp("gw"), options, yaml)
+        made.append(gateway)
+        gateway.start()
+        return gateway
+
+    yield make
+    for gateway in made:
+        gateway.clean_up()
+    assert site.clusters() == []
+    assert site.jobs() == {}
+
+
+class Laps:
+    """Prints how long things took: the times that the README quotes."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, what: str) -> None:
+        now = time.monotonic()
+        print(f"{now - self._last:7.1f} s  {what}", flush=True)
+        self._last = now
+
+
+@pytest.fixture
+def lap() -> Laps:
+    return Laps()
+
+
+@pytest.fixture(name="eventually")
+def eventually_fixture() -> Callable[..., Any]:
+    return eventually
+
+
+@pytest.fixture(name="ask")
+def ask_fixture() -> Callable[..., tuple[str, list[str]]]:
+    return ask

@@ -1,0 +1,43 @@
+"""What happens to replicas when a gateway dies, and to a gateway when its replicas do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.sky
+
+
+def test_a_killed_gateway_adopts_its_replica_and_a_preempted_replica_is_replaced(
+    gateways: Callable[..., Any], site: Any, ask: Any, eventually: Any, lap: Any
+) -> None:
+    gateway = gateways()
+    ask(gateway)
+    lap("the first request")
+    (first,) = gateway.ready()
+    gateway.kill()
+    gateway.start()
+    lap("killed and started again")
+    eventually(gateway.ready)
+    lap("adopted")
+    assert [r["id"] for r in gateway.ready()] == [first["id"]]
+    assert ask(gateway)[0].startswith("There are")
+    assert site.clusters() == [first["id"]]
+
+    site.preempt(first["id"])
+    lap("preempted")
+    eventually(lambda: not gateway.ready())
+    lap("noticed: out of rotation")
+    text, _ = ask(gateway)
+    lap("a request after that, on a replacement")
+    assert text.startswith("There are")
+    (second,) = gateway.ready()
+    assert second["id"] != first["id"]
+    eventually(lambda: site.clusters() == [second["id"]], 120)
+    lap("the remains are gone")
+    down = gateway.cli("down")
+    assert down.returncode == 0, down.stderr
+    assert site.clusters() == []
+    lap("gateway down")
