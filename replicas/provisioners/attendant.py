@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ log = logging.getLogger(__name__)
 
 PAUSE_SECONDS = 5.0   # between two tries: an endpoint that is not exposed yet, a log stream that broke
 _RUN_ENDED = (0, 100, 103)   # sky.exceptions.JobExitCode: SUCCEEDED, FAILED, CANCELLED
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_SPEAKER = re.compile(r"\([^()]*pid=\d+[^()]*\) ?")   # `(setup pid=9)`, `(head, rank=0, pid=9)`
 _AGAIN_LINES = 100    # repeated after a broken stream, so that none is missing
 
 
@@ -43,8 +46,15 @@ class Attendant(threading.Thread):
 
     def why(self) -> str:
         """Why it is no replica any more, for people."""
-        words = folder.last_words(self._directory)
-        return f"run ended{': ' if words else ''}{words}"
+        words = folder.last_words(self._directory, said)
+        stage = "setup failed" if self._says("FAILED_SETUP") else "run ended"
+        return f"{stage}{': ' if words else ''}{words}"
+
+    def _says(self, words: str) -> bool:
+        try:
+            return words in (self._directory / launcher.LOG).read_text(errors="replace")
+        except FileNotFoundError:
+            return False
 
     def run(self) -> None:
         record = folder.record(self._directory) or {}
@@ -89,6 +99,13 @@ def base_url(endpoints: Mapping[int, str] | Mapping[str, str], port: int | None)
     if not found:
         return None
     return (found if "://" in found else f"http://{found}").rstrip("/")
+
+
+def said(line: str) -> str:
+    """What the replica itself printed, without colours; "" for what SkyPilot and Slurm say around it."""
+    line = _ANSI.sub("", line)
+    speaker = _SPEAKER.match(line)
+    return line[speaker.end() :].strip() if speaker else ""
 
 
 def internal_url(handle: Any, port: int | None) -> str | None:

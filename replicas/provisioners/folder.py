@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +93,18 @@ def why_ended(directory: Path) -> str:
     return f"{cause}: {words}" if words else cause
 
 
-def last_words(directory: Path) -> str:
-    """The last lines that the replica printed, as one line, without API keys."""
+def last_words(directory: Path, said: Callable[[str], str] = str.strip) -> str:
+    """The last lines that the replica printed, as one line, without API keys.
+
+    `said` makes of a line what the replica itself has said with it; "" for nothing.
+    """
     try:
         with open(directory / LOG, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _LAST_BYTES))
             text = file.read().decode(errors="replace")
     except FileNotFoundError:
         return ""
-    lines = [line.strip() for line in re.split(r"[\r\n]+", text)]
+    lines = [said(line) for line in re.split(r"[\r\n]+", text)]
     words = [line for line in lines if line and not line.startswith(SAYS)][-_LAST_LINES:]
     return _KEY.sub(r"\1***", " | ".join(words))[-_LAST_CHARACTERS:]
 

@@ -200,7 +200,12 @@ async def test_a_run_that_ended_is_dead_with_its_last_words(
     skypilot: SkyPilot, fake_sky: Any, service: Build, eventually: Eventually, tmp_path: Path
 ) -> None:
     provisioner = skypilot()
-    fake_sky.printed = "(head, pid=7) torch.OutOfMemoryError: CUDA out of memory\n"
+    fake_sky.printed = (
+        "\x1b[36m(tiny, pid=7)\x1b[0m torch.OutOfMemoryError: CUDA out of memory\n"
+        "ERROR: \x1b[31mJob 1 failed with return code list:\x1b[0m [1]\n"
+        "\x1b[0m\x1b[32m✓ Job finished (status: FAILED).\x1b[0m\x1b[0m\n"
+        "srun: error: n1: task 0: Exited with exit code 100\n"
+    )
     fake_sky.run_ended[ID] = 100
     await provisioner.launch(ID, service(), {})
 
@@ -208,10 +213,29 @@ async def test_a_run_that_ended_is_dead_with_its_last_words(
         return not (await provisioner.instances())[ID].alive
 
     await eventually(dead)
-    assert "CUDA out of memory" in (await provisioner.instances())[ID].detail
+    detail = (await provisioner.instances())[ID].detail
+    assert detail == "run ended: torch.OutOfMemoryError: CUDA out of memory"
     assert "Launching on AWS" in (tmp_path / "replicas" / ID / "output.log").read_text()
     await provisioner.terminate(ID)
     assert "CUDA out of memory" in (tmp_path / "replicas" / ID / "output.log").read_text()
+
+
+async def test_a_setup_that_failed_is_told_as_such(
+    skypilot: SkyPilot, fake_sky: Any, service: Build, eventually: Eventually
+) -> None:
+    provisioner = skypilot()
+    fake_sky.printed = (
+        "(setup pid=490) bash: uv: command not found\n"
+        "ERROR: Job 1's setup failed with return code 127 (pid=468). See error logs above for more details.\n"
+        "✓ Job finished (status: FAILED_SETUP).\n"
+    )
+    fake_sky.run_ended[ID] = 100
+    await provisioner.launch(ID, service(), {})
+
+    async def told() -> bool:
+        return (await provisioner.instances())[ID].detail == "setup failed: bash: uv: command not found"
+
+    await eventually(told)
 
 
 async def test_an_api_server_that_does_not_answer_is_not_the_same_as_no_replicas(
