@@ -80,6 +80,9 @@ def import_sky() -> Sky:
     os.environ.setdefault("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
     import sky
 
+    logging.getLogger("alembic").setLevel(logging.WARNING)   # its tables' migrations
+    # `api_status` complains of an old server in every thread that has not asked another thing before.
+    logging.getLogger("sky.client.sdk").addFilter(lambda record: "flag is ignored" not in record.getMessage())
     return sky  # type: ignore[no-any-return]
 
 

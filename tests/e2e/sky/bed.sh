@@ -221,7 +221,7 @@ stop() {
   done
   local freezer; freezer=$(mktemp -d)
   if mount -t cgroup -o freezer cg "$freezer" 2>/dev/null; then
-    find "$freezer" -maxdepth 1 -name 'skybed-*' -exec find {} -depth -type d -exec rmdir {} + \; 2>/dev/null || true
+    find "$freezer"/skybed-* -depth -type d -exec rmdir {} \; 2>/dev/null || true
     umount "$freezer"
   fi
   rmdir "$freezer"
