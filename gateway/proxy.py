@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
@@ -456,13 +457,16 @@ class Exchange:
     # --- the clock, and the client's leaving
 
     def _due(self) -> float:
-        """When the silence next needs a look."""
+        """When the silence next needs a look. Times are compared as sums: `last + 0.2 - last` may be less
+        than 0.2."""
+        return min(self._last + self._silence_limit(), self._beat_due())
+
+    def _beat_due(self) -> float:
         wait = self._patience
         assert wait is not None
-        quiet = self._silence_limit()
-        if wait.beat_after is not None:
-            quiet = min(quiet, wait.beat_after)
-        due = self._last + quiet
+        if wait.beat_after is None:
+            return math.inf
+        due = self._last + wait.beat_after
         return due if self._beaten <= self._last else max(due, self._beaten + wait.every)
 
     def _silence_limit(self) -> float:
@@ -487,7 +491,7 @@ class Exchange:
         if conn is None or conn.waiting:
             if conn is not None and now >= self._due():
                 conn.poke()
-        elif now - max(self._last, self._beaten) >= self._worker.settings.write_timeout:
+        elif now >= max(self._last, self._beaten) + self._worker.settings.write_timeout:
             self._stop(End.CLIENT_SLOW)
             self._sever()
             return
@@ -497,13 +501,11 @@ class Exchange:
         """The replica has said nothing for a while: give up, or keep the client."""
         now = self._loop.time()
         quiet = now - self._last
-        if quiet >= self._silence_limit():
+        if now >= self._last + self._silence_limit():
             raise UpstreamTimeout(f"The replica was silent for {quiet:.0f} s (--upstream-timeout).")
-        wait, reply = self._patience, self.reply
-        assert wait is not None
-        if wait.beat_after is not None and now >= self._due():
+        if now >= self._beat_due():
             self._beaten = now
-            if not reply.started or reply.can_beat:
+            if not self.reply.started or self.reply.can_beat:
                 await self._beat(now, f"waiting for the replica, silent for {quiet:.0f} s")
 
     async def _watch(self) -> None:
