@@ -60,7 +60,7 @@ class Fleet:
         self.rows = {r.id: r for r in rows}  # GONE ones leave once they are saved
         self.breaker = breaker
         self.override = override
-        self.starts = ColdStarts(history)
+        self.starts = ColdStarts(history, now)
         self.retired = retired  # of a YAML that is not served any more: wound down, not published
         self.stopping = False
         self.decision = Decision(0, "cold", "just started")
@@ -130,6 +130,7 @@ class Fleet:
     def interpret(self, seen: Evidence) -> None:
         """Evidence -> events, for each replica."""
         now = seen.now
+        self.starts.watch(now)
         self.meter.read(self.board, None if self.retired else self.index, self.rows.values(), now)
         machines = [r for r in self.rows.values() if r.state in WITH_MACHINE]
         self.signs = {r.id: self._witness.signs(r, seen, self.board) for r in machines}
@@ -174,7 +175,7 @@ class Fleet:
         else:
             self._unlisted.add(r.id)
         limit = self.config.provision_timeout + (self.service.probe.initial_delay_seconds if known else 0.0)
-        if seen.now - r.since >= limit:
+        if seen.now - max(r.since, self.starts.watched_since) >= limit:  # a restart calls launch anew
             last = self.rows[r.id].reason
             self.fail_start(r, "gave_up", f"no machine within {limit:.0f} s ({last})", seen.now, counts=False)
 
@@ -221,7 +222,7 @@ class Fleet:
             self.fail_start(r, lost, "its machine is gone", now, counts=False, quiet=True)
         elif lost:
             self.fail_start(r, lost, signs.detail or "`run` ended before it was ready", now)
-        elif now - begun >= delay:
+        elif now - begun >= delay and self.starts.watched(now, delay):
             said = f" ({signs.detail})" if signs.detail else ""
             self.fail_start(r, "timeout", f"not ready within the initial delay of {delay:.0f} s{said}", now)
 

@@ -168,3 +168,51 @@ async def test_a_look_that_is_slow_holds_nothing_up_and_says_nothing_of_what_cam
     world.prober.every = True
     await world.steps(2)
     assert world.states == [State.READY]
+
+
+async def test_a_start_that_went_on_unwatched_is_not_too_late_before_it_was_asked(world: Any) -> None:
+    world.waits(1)
+    await world.steps(3, until=lambda: world.states == [State.STARTING])
+    world.clock.now += 4000.0  # no gateway runs, and the initial delay of 1200 s passes
+    world.start()
+    world.prober.every = True
+    await world.steps(4)
+    assert world.states == [State.READY]
+    assert world.provisioner.launched == [world.id(1)]
+    assert world.provisioner.terminated == []
+    assert world.events("cold_start") == []  # how long it took is not known, so no later estimate has it
+
+
+async def test_a_start_that_is_found_too_late_and_stays_silent_fails_within_two_minutes(world: Any) -> None:
+    world.waits(1)
+    await world.steps(3, until=lambda: world.states == [State.STARTING])
+    world.clock.now += 4000.0
+    world.start()
+    world.prober.every = "refused"
+    await world.steps(50)
+    assert world.provisioner.terminated == []
+    await world.steps(70, until=lambda: world.provisioner.terminated == [world.id(1)])
+
+
+async def test_a_launch_called_anew_after_a_restart_has_its_whole_time_again(world: Any) -> None:
+    world.provisioner.gate = asyncio.Event()
+    world.waits(1)
+    await world.steps(3)
+    world.clock.now += 9000.0
+    world.start()
+    await world.steps(5)
+    assert world.states == [State.PROVISIONING]
+    world.provisioner.gate.set()
+    world.prober.every = True
+    await world.steps(4)
+    assert world.states == [State.READY]
+
+
+async def test_a_machine_that_slept_during_a_start_asks_before_it_judges(world: Any) -> None:
+    world.waits(1)
+    await world.steps(3, until=lambda: world.states == [State.STARTING])
+    await world.step(7200.0)
+    assert world.states == [State.STARTING]
+    world.prober.every = True
+    await world.steps(2)
+    assert world.states == [State.READY]
