@@ -167,9 +167,9 @@ class Rig:
             "wall": round(wall, 2),
             "replicas": json.loads(simulator("stats")),
         }
-        if result["left"]:
-            result["leave_us"] = self._leaving(result["left"], workload)
-        del result["left"]
+        left = result.pop("left")
+        if left and not workload.cold:
+            result["leave_us"] = leaving(left)
         if "beats" in result:
             result["beat_spread"] = spread(result["beats"])
         return result
@@ -194,19 +194,6 @@ class Rig:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 generator.wait(0.1)
         return rss, shares
-
-    def _leaving(self, left: list[list[int]], workload: Workload) -> dict[str, float]:
-        """How long after each client left its upstream was closed, microseconds."""
-        if workload.cold:
-            return {}
-        time.sleep(1.0)
-        closed = dict(json.loads(simulator("closed")))
-        delays = sorted((closed[tag] - at) / 1000 for tag, at in left if tag in closed)
-        never = sum(tag not in closed for tag, _ in left)
-        if not delays:
-            return {"n": 0, "never": never}
-        p50, p99 = delays[len(delays) // 2], delays[int((len(delays) - 1) * 0.99)]
-        return {"n": len(delays), "never": never, "p50": p50, "p99": p99, "max": delays[-1]}
 
 
 @contextlib.contextmanager
@@ -242,6 +229,21 @@ def fits(target: Target, workload: Workload) -> bool:
     if workload.name == "soak" and target.kind != "ours":
         return False
     return workload.connections <= target.most_streams
+
+
+def leaving(left: list[list[int]]) -> dict[str, float]:
+    """How long after each client left its upstream was closed, microseconds; `never`: not within a second.
+
+    A request whose client left before it was sent on has no upstream, and is in neither figure.
+    """
+    time.sleep(1.0)
+    closed = dict(json.loads(simulator("closed")))
+    delays = sorted((closed[tag] - at) / 1000 for tag, at in left if tag in closed)
+    never = sum(port["active"] for port in json.loads(simulator("stats")))
+    if not delays:
+        return {"n": 0, "never": never}
+    p50, p99 = delays[len(delays) // 2], delays[int((len(delays) - 1) * 0.99)]
+    return {"n": len(delays), "never": never, "p50": p50, "p99": p99, "max": delays[-1]}
 
 
 def spread(beats: list[int]) -> dict[str, float]:

@@ -333,7 +333,7 @@ static void prepare_request(const char *path, const char *model, const char *hea
   for (int i = 0; i < pad; i++) text[i] = i % 7 == 6 ? ' ' : 'a';
   text[pad] = 0;
   int n = sprintf(body,
-                  "{\"model\":\"%s\",\"user\":\"#0000000000#\",\"messages\":[{\"role\":\"system\",\"content\":\"You are a"
+                  "{\"model\":\"%s\",\"messages\":[{\"role\":\"system\",\"content\":\"#0000000000# You are a"
                   " helpful assistant.\"},{\"role\":\"user\",\"content\":\"%s\"}],\"temperature\":0.7,"
                   "\"max_tokens\":100,\"stream\":%s}",
                   model, text, options.stream ? "true" : "false");
