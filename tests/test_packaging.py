@@ -92,10 +92,10 @@ def test_make_without_a_target_says_what_there_is() -> None:
         ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0
-    assert [line.split()[1] for line in done.stdout.splitlines()] == (
-        ["help", "venv", "demo", "test", "test-sky", "lint", "check", "docs", "lock", "wheel"]
-        + ["bench", "bench-peers"]
-    )
+    assert [line.split()[1] for line in done.stdout.splitlines()] == [
+        *("help", "venv", "demo", "test", "test-sky", "lint", "check", "docs", "lock", "wheel"),
+        *("bench", "bench-peers"),
+    ]
 
 
 def test_make_refuses_an_old_python_in_one_line(tmp_path: Path) -> None:
