@@ -107,6 +107,7 @@ class Replica:
     hourly_cost: float | None = None  # dollars per hour
     window: int | None = None  # max_running_requests as the replica reports it; None = unknown
     resumable: bool = False  # DRAINING for scale-down alone: demand may call it back
+    plan: str = ""  # the name of the launch plan in use (replicas/plans.py); "" = the YAML decides everything
 
     def __repr__(self) -> str:
         why = f" ({self.failure})" if self.failure else ""

@@ -56,6 +56,9 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         """CREATE TABLE events (
             id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, event TEXT NOT NULL)""",
     ),
+    (  # 2
+        "ALTER TABLE replicas ADD COLUMN plan TEXT NOT NULL DEFAULT ''",
+    ),
 )
 """Step i brings a file from schema version i to i + 1. A step that was released is never changed: add one."""
 

@@ -56,6 +56,7 @@ def test_a_replica_comes_back_exactly_as_it_was_saved(table: Table, path: Path) 
         hourly_cost=59.5,
         window=48,
         resumable=True,
+        plan="H200:8x1 spot",
     )
     assert None not in [getattr(full, field.name) for field in fields(full)], "the test covers every field"
     table.save([full, replica(2)])
