@@ -31,7 +31,7 @@ test: $(STAMP)  ## all tests
 
 test-sky: $(STAMP)  ## replicas on a real SkyPilot and Slurm, on this machine (root, Linux)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" VENV="$(CURDIR)/$(VENV)" tests/e2e/sky/bed.sh run \
-	  $(BIN)/python -m pytest -m sky --durations=0 tests/e2e/sky tests/replicas/provisioners $(ARGS)
+	  $(BIN)/python -m pytest -m sky --durations=20 tests/e2e/sky tests/replicas/provisioners $(ARGS)
 
 lint: $(STAMP)  ## style and types
 	@$(BIN)/ruff check gateway replicas tests bench

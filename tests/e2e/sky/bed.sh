@@ -150,6 +150,7 @@ up() { # boot a host: network, UTS, mount and PID namespace of its own, with its
     unshare --mount --uts --pid --fork --kill-child --mount-proc \
     bash "$here/site/boot.sh" "$host" "$BED" </dev/null >>"$BED/log/$host.log" 2>&1 &
   echo $! >"$RUN/$host.pid"
+  disown   # its end is no news for this shell
 }
 
 kill_host() { # all at once, as a power cut

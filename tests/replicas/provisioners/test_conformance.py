@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -92,7 +94,43 @@ class SkyPilotWorld:
         self.sky.clusters[replica_id].become("INIT", "unhealthy", "1 of 2 nodes was preempted")
 
 
-@pytest.fixture(params=[LocalWorld, StaticWorld, SkyPilotWorld], ids=["local", "static", "skypilot"])
+class BedWorld:
+    """A real SkyPilot on a real Slurm (tests/e2e/sky/README.md): keeps the fake of SkyPilotWorld honest."""
+
+    capacity = None
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        self.gateway: Any = request.getfixturevalue("bed")
+        self.service: Service = request.getfixturevalue("service")(
+            "until [ -e ~/die ]; do sleep 0.5; done", resources="{cpus: 1, memory: 1, ports: 30000}"
+        )
+
+    def exists(self, replica_id: str) -> bool:
+        jobs = subprocess.run(["squeue", "-h", "-o", "%j"], capture_output=True, text=True, check=True).stdout
+        return any(job.startswith(f"{replica_id}-") for job in jobs.split())
+
+    def starts(self, replica_id: str) -> int:
+        import sky
+
+        return len(sky.get(sky.queue(replica_id)))
+
+    def die(self, replica_id: str) -> None:
+        homes = Path(os.environ["SKYGATE_BED"]) / "home"
+        (home,) = homes.glob(f"*/.sky_clusters/{replica_id}-*")
+        (home / "die").touch()
+
+
+BED = pytest.param(BedWorld, id="bed", marks=[pytest.mark.sky, pytest.mark.filterwarnings("default")])
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(LocalWorld, id="local"),
+        pytest.param(StaticWorld, id="static"),
+        pytest.param(SkyPilotWorld, id="skypilot"),
+        BED,
+    ]
+)
 def world(request: pytest.FixtureRequest) -> World:
     made: World = request.param(request)
     return made
