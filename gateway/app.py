@@ -21,11 +21,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from gateway import openai
 from gateway.child import exit_with_supervisor, read_child
 from gateway.errors import GatewayError, InternalError, ModelNotFound, UnknownPath
-from gateway.proxy import Exchange, Receive, Scope, Send
+from gateway.protocol import GatewayProtocol
 from gateway.upstreams import Upstreams
 from gateway.worker import Worker
 from replicas.board import Board
@@ -38,19 +39,14 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class App:
-    """The raw ASGI callable."""
+    """What uvicorn is given: the ASGI app, and the worker that GatewayProtocol proxies for."""
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self._rest = _starlette(worker)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST":
-            endpoint = openai.ENDPOINTS.get(scope["raw_path"])
-            if endpoint is not None:
-                await Exchange(self.worker, scope, receive, send, endpoint).run()
-                return
-        await self._rest(scope, receive, send)  # type: ignore[arg-type]  # Starlette's own aliases
+        await self._rest(scope, receive, send)
 
 
 def _starlette(worker: Worker) -> Starlette:
@@ -139,13 +135,6 @@ def _error(error: GatewayError) -> Response:
     return Response(openai.error_body(error), error.status, headers, "application/json")
 
 
-class _Aborted(logging.Filter):
-    """A reply broken off on purpose is not an error of the server's: see `Reply.fail`."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.getMessage() != "ASGI callable returned without completing response."
-
-
 class Server(uvicorn.Server):
     """uvicorn with our order of stopping: first end what is held, then stop accepting, then let streams
     drain."""
@@ -179,7 +168,7 @@ def config(app: App, *, drain_seconds: float, log_level: str) -> uvicorn.Config:
     """How uvicorn serves the public port."""
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=GatewayProtocol,
         loop="uvloop" if sys.platform != "win32" else "asyncio",
         ws="none",
         lifespan="off",
@@ -198,7 +187,6 @@ def config(app: App, *, drain_seconds: float, log_level: str) -> uvicorn.Config:
 
 async def serve(worker: Worker, sock: socket.socket) -> None:
     """Serve on `sock` until SIGTERM."""
-    logging.getLogger("uvicorn.error").addFilter(_Aborted())
     settings = worker.settings
     server = Server(
         config(App(worker), drain_seconds=settings.drain_timeout, log_level=settings.log_level), worker

@@ -51,6 +51,11 @@ class Endpoint:
     anthropic: bool = False
     typed_errors: bool = False
 
+    @property
+    def target(self) -> bytes:
+        """The path as it goes on the wire."""
+        return self.path.encode()
+
 
 _ROWS = (
     Endpoint(

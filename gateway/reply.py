@@ -1,4 +1,4 @@
-"""The client's side of one request: what was sent so far, and so what may still be sent.
+"""The answer to one request: what was sent so far, and so what may still be sent.
 
 Until the head is out any honest status is possible. After a **commit** (200 sent by us, before a replica
 answered) a stream can still end in an error event, a JSON answer only in a broken connection: an error body
@@ -8,53 +8,100 @@ under 200 would be read as an answer by the SDKs, and a clean end of a stream as
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Protocol
 
 from gateway import openai
 from gateway.errors import GatewayError
 from gateway.headers import Header
 
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-
 CHUNK_SECONDS = 55.0  # LangChain's stream_chunk_timeout is 120 s and sees chunks only
+TAIL = 4096  # bytes kept of a body's end: its last event, end marker and usage
+
+
+class Sink(Protocol):
+    """The client's end of the connection."""
+
+    @property
+    def paused(self) -> bool: ...
+    def start(self, status: int, headers: list[Header]) -> None: ...
+    def write(self, data: bytes) -> None: ...
+    def finish(self, data: bytes = b"") -> None: ...
+    def break_off(self) -> None: ...
 
 
 class Reply:
-    """Mutable: by the request's one task. `started`: a head was sent. `committed`: it was ours, before the
-    replica's. `relayed`: bytes of the replica's body were sent. `tail`: the last of them."""
+    """Mutable: by the request's `Exchange` and `Attempt`s. Nothing here waits; `Sink.paused` says when to.
+
+    `started`: a head was sent. `committed`: it was ours, before the replica's. `relayed`: bytes of the replica's
+    body were sent. `sent_at`: loop time of the last bytes to the client. `beating`: they were a beat.
+    """
 
     __slots__ = (
-        "_chunk_at", "_endpoint", "_model", "_request_id", "_rid", "_send", "aborted", "beat_at",
-        "committed", "finished", "relayed", "started", "status", "stream", "tail",
+        "_chunk_at", "_client", "_endpoint", "_kept", "_model", "_request_id", "_rid", "_tails", "aborted", "beating",
+        "committed", "finished", "relayed", "sent_at", "started", "status", "stream",
     )  # fmt: skip
 
-    def __init__(self, send: Send, endpoint: openai.Endpoint, request_id: str) -> None:
-        self._send = send
+    def __init__(self, client: Sink, endpoint: openai.Endpoint, request_id: str, now: float) -> None:
+        self._client = client
         self._endpoint = endpoint
         self._request_id = request_id
         self._model = ""
         self._rid = request_id
         self.stream = False
-        self.started = self.committed = self.finished = self.relayed = self.aborted = False
+        self.started = self.committed = self.finished = self.relayed = self.aborted = self.beating = False
         self.status = 0
-        self.tail = b""
-        self.beat_at = 0.0
+        self.sent_at = now
+        self._tails: list[bytes] = []
+        self._kept = 0
         self._chunk_at = 0.0
 
-    def describe(self, *, stream: bool, model: str, rid: str) -> None:
-        """What the body says: needed for beats."""
+    def describe(self, *, stream: bool, model: str, rid: str, request_id: str) -> None:
+        """What the head and the body say: needed for beats."""
         self.stream = stream
         self._model = model
         self._rid = rid
+        self._request_id = request_id
 
-    async def start(self, status: int, headers: list[Header]) -> None:
+    # --- the replica's bytes
+
+    def start(self, status: int, headers: list[Header]) -> None:
         """Pass on the replica's head."""
         self.started = True
         self.status = status
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        self._client.start(status, headers)
 
-    async def commit(self, now: float, headers: Mapping[str, str]) -> None:
+    def relay(self, data: bytes, now: float) -> None:
+        """Pass on a piece of the replica's body."""
+        self.relayed = True
+        self.beating = False
+        self.sent_at = now
+        self._keep(data)
+        self._client.write(data)
+
+    def finish(self, data: bytes = b"") -> None:
+        """End the response well."""
+        if data:
+            self.relayed = True
+            self._keep(data)
+        self._client.finish(data)
+        self.finished = True
+
+    def _keep(self, data: bytes) -> None:
+        self._tails.append(data)
+        self._kept += len(data)
+        if self._kept > 4 * TAIL:
+            self._tails = [self.tail]
+            self._kept = len(self._tails[0])
+
+    @property
+    def tail(self) -> bytes:
+        """The last bytes of the replica's body that were sent."""
+        return b"".join(self._tails)[-TAIL:]
+
+    # --- our own bytes
+
+    def commit(self, now: float, headers: Mapping[str, str]) -> None:
         """Send 200 before there is an answer. `now` is the loop's time."""
         kind = b"text/event-stream; charset=utf-8" if self.stream else b"application/json"
         lines: list[Header] = [
@@ -66,18 +113,21 @@ class Reply:
         lines += [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         self.committed = True
         self._chunk_at = now
-        await self.start(200, lines)
+        self.start(200, lines)
 
     @property
     def can_beat(self) -> bool:
         """Whether bytes of ours can be slipped in now."""
+        if self._client.paused or self.finished:
+            return False
         if self.stream:
-            return self.started and openai.between_events(self.tail)
+            return self.started and self._between_events()
         return self.committed and not self.relayed
 
-    async def beat(self, now: float, text: str) -> None:
+    def beat(self, now: float, text: str) -> None:
         """Keep the client: a comment, a ping, a space; every 55 s of a held chat stream an empty chunk."""
-        self.beat_at = now
+        self.sent_at = now
+        self.beating = True
         if not self.can_beat:
             return
         if not self.stream:
@@ -89,31 +139,25 @@ class Reply:
             if self._endpoint.chunk and not self.relayed and now - self._chunk_at >= CHUNK_SECONDS:
                 self._chunk_at = now
                 data += openai.empty_chunk(self._endpoint, self._rid, self._model, int(time.time()))
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self._client.write(data)
 
-    async def finish(self, data: bytes = b"") -> None:
-        """End the response well. It is not `finished` while a client that does not read holds the end up."""
-        await self._send({"type": "http.response.body", "body": data, "more_body": False})
-        self.finished = True
+    def _between_events(self) -> bool:
+        return openai.between_events(b"".join(self._tails[-4:])[-4:])
 
-    async def fail(
-        self, error: GatewayError, before_end: Callable[[], Awaitable[None]] | None = None
-    ) -> None:
-        """Tell the client what went wrong, in the way that is still possible. `before_end` is awaited when
-        all of an error answer was sent and before the response ends, with which the connection may close."""
+    def fail(self, error: GatewayError) -> None:
+        """Tell the client what went wrong, in the way that is still possible."""
         if self.finished:
             return
         if not self.started:
-            await self._answer(error, before_end)
-        elif self.stream and openai.between_events(self.tail):
-            await self.finish(openai.error_frame(error, self._endpoint))
+            self._answer(error)
+        elif self.stream and self._between_events():
+            self.finished = True
+            self._client.finish(openai.error_frame(error, self._endpoint))
         else:
-            # Ending an ASGI response midway makes the server close the connection without a last chunk.
             self.aborted = True
+            self._client.break_off()
 
-    async def _answer(
-        self, error: GatewayError, before_end: Callable[[], Awaitable[None]] | None
-    ) -> None:
+    def _answer(self, error: GatewayError) -> None:
         body = openai.error_body(error, self._endpoint)
         headers: list[Header] = [
             (b"content-type", b"application/json"),
@@ -125,9 +169,6 @@ class Reply:
             headers.append((b"retry-after", b"%d" % error.retry_after))
         if error.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
-        await self.start(error.status, headers)
-        if before_end is not None:
-            await self._send({"type": "http.response.body", "body": body, "more_body": True})
-            await before_end()
-            body = b""
-        await self.finish(body)
+        self.start(error.status, headers)
+        self.finished = True
+        self._client.finish(body)

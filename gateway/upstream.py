@@ -1,8 +1,8 @@
 """Pooled HTTP/1.1 connections to one replica: asyncio.Protocol + httptools, one response at a time.
 
 Written for the hot path: httpx costs 200 us a request above the same transport. The consumer waits in
-`head()` and
-`read()`; a consumer that is too slow pauses the socket, so a stream holds a bounded number of bytes here.
+`head()` and `read()`, or is told by `sink` of each arrival; one that is too slow pauses the socket, so a stream
+holds a bounded number of bytes here.
 
 SGLang closes an idle connection after 5.000 s without a word, so one is kept for 4. A request that meets a
 stale connection fails with `Stale`, and only then may it be sent again as if nothing had happened.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import httptools
@@ -47,7 +48,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_buffer", "_error", "_head", "_interim", "_late", "_parser", "_paused", "_pool", "_received",
         "_sent", "_size", "_transport", "_waiter", "closed", "done", "headers", "idle_since", "keep",
-        "reused", "started", "status",
+        "reused", "sink", "started", "status",
     )  # fmt: skip
 
     def __init__(self, pool: Pool) -> None:
@@ -58,6 +59,8 @@ class Connection(asyncio.Protocol):
         self.closed = False
         self.reused = False
         self.idle_since = 0.0
+        self.sink: Callable[[Connection], None] | None = None
+        """Called when bytes, the end or a failure have come; set once the head is read."""
         self._reset()
 
     def __repr__(self) -> str:
@@ -82,11 +85,6 @@ class Connection(asyncio.Protocol):
 
     # --- the request's side
 
-    @property
-    def waiting(self) -> bool:
-        """Whether the consumer waits for the replica now (rather than for its client)."""
-        return self._waiter is not None
-
     def request(self, data: bytes) -> None:
         """Send one whole request."""
         self._reset()
@@ -94,37 +92,43 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(data)
 
-    async def head(self) -> bool:
-        """Wait for the response's head: True when it is here, False after `poke`.
-
-        Raises Stale, DiedSilent, DiedMidway or BadResponse.
-        """
-        if not self.started:
-            self._raise()
+    async def head(self) -> None:
+        """Wait for the response's head. Raises Stale, DiedSilent, DiedMidway, BadResponse, or `fail`'s error."""
+        while not self.started:
+            self.check()
             await self._wait()
-            if not self.started:
-                self._raise()
-        return self.started
 
-    async def read(self) -> bytes | None:
-        """The next bytes of the body; b"" at its end, None after `poke`. Raises DiedMidway or BadResponse."""
-        if not self._buffer and not self.done:
-            self._raise()
+    async def read(self) -> bytes:
+        """The next bytes of the body; b"" at its end. Raises DiedMidway, BadResponse, or `fail`'s error."""
+        while not self._buffer and not self.done:
+            self.check()
             await self._wait()
-        if self._buffer:
-            return self._take()
-        if self.done:
-            return b""
-        self._raise()
-        return None
+        return self.take()
 
-    def poke(self) -> None:
-        """Wake the consumer without news, so that it can look at the clock."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+    def fail(self, error: UpstreamError) -> None:
+        """Give the answer up for `error`, which the consumer meets next."""
+        if self._error is None:
+            self._error = error
+        self.keep = False
+        self.abort()
+        self._tell()
+
+    def pause(self) -> None:
+        """Read no more for now."""
+        if not self._paused and not self.done and not self.closed and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._paused:
+            self._paused = False
+            if not self.closed and self._transport is not None:
+                self._transport.resume_reading()
 
     def release(self) -> None:
         """Give the connection back: reusable when its message was complete, else closed at once."""
+        self.sink = None
         if self.done and self.keep and not self.closed and not self._paused:
             self._parser = None
             self._pool.keep(self)
@@ -155,7 +159,14 @@ class Connection(asyncio.Protocol):
         finally:
             self._waiter = None
 
-    def _raise(self) -> None:
+    def _tell(self) -> None:
+        if self.sink is not None:
+            self.sink(self)
+        elif self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def check(self) -> None:
+        """Raise what went wrong, if anything did: Stale, DiedSilent, DiedMidway, BadResponse, `fail`'s error."""
         if self._error is not None:
             raise self._error
         if self.closed and not self.done:
@@ -165,15 +176,15 @@ class Connection(asyncio.Protocol):
                 raise DiedSilent("The replica closed the connection without an answer.")
             raise DiedMidway("The replica broke off its answer.")
 
-    def _take(self) -> bytes:
+    def take(self) -> bytes:
+        """The bytes of the body that have come and were not taken yet."""
         buffer = self._buffer
+        if not buffer:
+            return b""
         data = buffer[0] if len(buffer) == 1 else b"".join(buffer)
         self._buffer = []
         self._size = 0
-        if self._paused:
-            self._paused = False
-            if not self.closed and self._transport is not None:
-                self._transport.resume_reading()
+        self.resume()
         return data
 
     # --- asyncio.Protocol
@@ -199,10 +210,9 @@ class Connection(asyncio.Protocol):
             self.keep = False
         if self._head > MAX_HEAD or (not self.started and self._received > MAX_HEAD):
             self._fail(f"The replica's answer has over {MAX_HEAD} bytes of headers.")
-        self.poke()
-        if self._size > HIGH_WATER and not self._paused and not self.done and self._transport is not None:
-            self._paused = True
-            self._transport.pause_reading()
+        self._tell()
+        if self._size > HIGH_WATER:
+            self.pause()
 
     def eof_received(self) -> bool:
         return False
@@ -214,7 +224,7 @@ class Connection(asyncio.Protocol):
         self._pool.forget(self)
         if self.started and not self.done and exc is None and not self._framed():
             self.done = True  # a body that ends where the connection does
-        self.poke()
+        self._tell()
 
     def _framed(self) -> bool:
         return any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
