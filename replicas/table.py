@@ -75,6 +75,10 @@ class TableError(Exception):
     """The file cannot be used, or a write did not happen (not even in part). The message says what to do."""
 
 
+class Unusable(TableError):
+    """It is damaged, not ours, or of a newer version: a person must act, and trying again is no use."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """An override of replica limits made by a person; None = the YAML's. Made for the spec with this hash."""
@@ -99,7 +103,7 @@ class PhaseTime:
 class Table:
     """An open `state.db`, made or migrated if need be. Mutable: the file.
 
-    :raises TableError: it is damaged, not ours, or of a newer version; then nothing was changed or deleted.
+    :raises Unusable: it is damaged, not ours, or of a newer version; then nothing was changed or deleted.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -188,14 +192,22 @@ class Table:
     @property
     def generation(self) -> int:
         """The last generation of the upstream list; 0 at first. Only grows: a lower value is a ValueError."""
-        rows = self._rows("SELECT value FROM meta WHERE key = 'generation'")
-        return int(rows[0][0]) if rows else 0
+        return int(self._meta("generation") or 0)
 
     @generation.setter
     def generation(self, value: int) -> None:
         if value < self.generation:
             raise ValueError(f"generation {value} after {self.generation}")
-        self._write("INSERT OR REPLACE INTO meta VALUES ('generation', ?)", str(value))
+        self._set_meta("generation", str(value))
+
+    @property
+    def provisioner(self) -> str | None:
+        """Where the replicas come from that are not GONE: only that one can end them. None = not known."""
+        return self._meta("provisioner")
+
+    @provisioner.setter
+    def provisioner(self, name: str) -> None:
+        self._set_meta("provisioner", name)
 
     def next_n(self, service: str) -> int:
         """The number of the service's next replica: 1, 2, ...; never given twice."""
@@ -302,10 +314,16 @@ class Table:
 
     def _owner(self) -> str:
         """This gateway's 8 hex digits, made when its table was."""
-        sql = "SELECT value FROM meta WHERE key = 'owner'"
-        if not self._rows(sql):
+        if self._meta("owner") is None:
             self._write("INSERT OR IGNORE INTO meta VALUES ('owner', ?)", secrets.token_hex(4))
-        return str(self._rows(sql)[0][0])
+        return str(self._meta("owner"))
+
+    def _meta(self, key: str) -> str | None:
+        rows = self._rows("SELECT value FROM meta WHERE key = ?", key)
+        return str(rows[0][0]) if rows else None
+
+    def _set_meta(self, key: str, value: str) -> None:
+        self._write("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, value)
 
     def _rows(self, sql: str, *values: Any) -> Sequence[Any]:
         with self._errors():
@@ -339,7 +357,7 @@ def _replica(row: Sequence[Any]) -> Replica:
 
 
 def _inspect(path: Path) -> None:
-    """Raise TableError if `path` is not a file that this program may write; looks, and changes nothing.
+    """Raise Unusable if `path` is not a file that this program may write; looks, and changes nothing.
 
     Opening a damaged database for writing may already lose something: SQLite folds its log in, or drops it.
     """
@@ -349,11 +367,11 @@ def _inspect(path: Path) -> None:
     size = path.stat().st_size if path.exists() else 0
     if size == 0:
         if wal.exists() and wal.stat().st_size:
-            raise TableError(f"{path} is missing or empty, but its log {wal.name} is not. {restore}")
+            raise Unusable(f"{path} is missing or empty, but its log {wal.name} is not. {restore}")
         return
     with open(path, "rb") as file:
         if file.read(16) != b"SQLite format 3\0":
-            raise TableError(f"{path} is not a SQLite database. {restore}")
+            raise Unusable(f"{path} is not a SQLite database. {restore}")
     try:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
             version = db.execute("PRAGMA user_version").fetchone()[0]
@@ -365,11 +383,11 @@ def _inspect(path: Path) -> None:
     except sqlite3.DatabaseError as error:
         faults, version, foreign = [str(error)], 0, False
     if faults != ["ok"]:
-        raise TableError(f"{path} is damaged ({'; '.join(faults)}). {restore}")
+        raise Unusable(f"{path} is damaged ({'; '.join(faults)}). {restore}")
     if foreign:
-        raise TableError(f"{path} is a database of another program. Choose another state dir. {keep}")
+        raise Unusable(f"{path} is a database of another program. Choose another state dir. {keep}")
     if version > len(MIGRATIONS):
-        raise TableError(
+        raise Unusable(
             f"{path} has schema version {version}, this gateway knows versions up to {len(MIGRATIONS)}: "
             f"a newer gateway wrote it. Install that one again. {keep}"
         )

@@ -203,6 +203,13 @@ def test_costs_add_up_per_service(table: Table, path: Path) -> None:
         assert again.total_cost("r1") == 1.75
 
 
+def test_it_remembers_where_its_replicas_come_from(table: Table, path: Path) -> None:
+    assert table.provisioner is None
+    table.provisioner = "skypilot"
+    with Table(path) as again:
+        assert again.provisioner == "skypilot"
+
+
 def test_events_come_back_oldest_first_with_growing_ids(
     table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
