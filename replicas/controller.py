@@ -40,6 +40,7 @@ from replicas.provisioners import Provisioner, owned_by
 from replicas.slots import Slots
 from replicas.spec import Service
 from replicas.table import Limits, Table
+from replicas.tls import Certificates
 
 __all__ = ["Controller", "ControllerConfig", "Observer", "UnknownService"]
 
@@ -85,12 +86,13 @@ class Controller:
         clock: Callable[[], float] = time.time,
         prober: Prober | None = None,
         loads: LoadPoller | None = None,
+        certificates: Certificates | None = None,
     ) -> None:
         if not 1 <= len(services) <= SERVICES:
             raise ValueError(f"1 to {SERVICES} services, not {len(services)}")
         self.provisioner, self.table, self.board, self.control = provisioner, table, board, control
         self.config, self.observer, self.state_dir = settings, observer, state_dir
-        self.clock = clock
+        self.clock, self.certificates = clock, certificates or Certificates(state_dir)
         self.prober = prober or Prober(self.poke, clock=clock)
         self.loads = loads or LoadPoller(board, self.poke, window_max=settings.window_max, clock=clock)
         self.stopping = False
@@ -233,7 +235,8 @@ class Controller:
         """A new generation if anything that workers act upon has changed; the progress of cold starts if
         not."""
         served = [f for f in self.fleets.values() if not f.retired]
-        infos = [report.service_info(f, self.loads.window, self.keys[f.service.name], now) for f in served]
+        window, certificates = self.loads.window, self.certificates
+        infos = [report.service_info(f, window, self.keys[f.service.name], certificates, now) for f in served]
         still = tuple(map(report.still, infos))
         if still != self._published:
             self.table.generation = self.generation = self.generation + 1
@@ -265,9 +268,10 @@ class Controller:
                 if r.url is not None and r.state in PROBED:
                     eager = r.state is State.STARTING
                     interval = fleet.probe_interval
-                    probes[r.id] = ProbeTarget(r.url, fleet.service.probe, interval, eager, key)
-                if r.url is not None and r.state in (State.READY, State.NOT_READY):
-                    polls[r.id] = LoadTarget(r.url, r.slot, key)
+                    tls = self.certificates.context(r.service, r.id, r.url)
+                    probes[r.id] = ProbeTarget(r.url, fleet.service.probe, interval, eager, key, tls)
+                    if r.state in (State.READY, State.NOT_READY):
+                        polls[r.id] = LoadTarget(r.url, r.slot, key, tls)
                 signs = fleet.signs.get(r.id)
                 if signs is not None and signs.listed in ("dead", "absent") and not signs.probe_failures:
                     self.prober.soon(r.id)

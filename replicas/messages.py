@@ -31,12 +31,16 @@ class ProtocolError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class UpstreamInfo:
-    """A replica that may receive traffic: its board slot, and how many requests it is given at a time."""
+    """A replica that may receive traffic: its board slot, and how many requests it is given at a time.
+
+    `pinned`: it answers with the service's `replica_cert` and is to be refused with any other.
+    """
 
     id: str
     slot: int
     url: str
     window: int
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,8 @@ class ServiceInfo:
     upstream_timeout: float | None
     replica_key: str | None = field(repr=False)  # a secret: not for logs
     cold: ColdStart | None
+    replica_cert: str | None = field(default=None, repr=False)  # PEM, of pinned upstreams
+    replica_ca: str | None = field(default=None, repr=False)  # PEM, for other https:// ones
 
 
 @dataclass(frozen=True, slots=True)

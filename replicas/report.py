@@ -11,6 +11,7 @@ from replicas.lifecycle import CAPACITY, COMING, Replica, State
 from replicas.loads import Load, LoadPoller
 from replicas.messages import ColdStart, ServiceInfo, Status, UpstreamInfo
 from replicas.phases import PHASES
+from replicas.tls import Certificates
 
 HOLD_SPARE = 300.0  # s that a hold may last beyond provision timeout and initial delay
 
@@ -20,10 +21,16 @@ def still(info: ServiceInfo) -> ServiceInfo:
     return replace(info, cold=None, retry_after=0)
 
 
-def service_info(fleet: Fleet, window: Callable[[str], int], replica_key: str, now: float) -> ServiceInfo:
+def service_info(
+    fleet: Fleet,
+    window: Callable[[str], int],
+    replica_key: str,
+    certificates: Certificates,
+    now: float,
+) -> ServiceInfo:
     status, code, message, retry_after = _status(fleet, now)
     upstreams = tuple(
-        UpstreamInfo(r.id, r.slot, r.url, window(r.id))
+        UpstreamInfo(r.id, r.slot, r.url, window(r.id), certificates.pinned(r.id, r.url))
         for r in fleet.rows.values()
         if r.state is State.READY and r.url is not None
     )
@@ -41,6 +48,8 @@ def service_info(fleet: Fleet, window: Callable[[str], int], replica_key: str, n
         upstream_timeout=fleet.service.stream_timeout_seconds,
         replica_key=replica_key,
         cold=cold_start(fleet, now),
+        replica_cert=certificates.cert(fleet.service.name),
+        replica_ca=certificates.ca,
     )
 
 

@@ -17,7 +17,6 @@ import contextlib
 import functools
 import json
 import os
-import re
 import ssl
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -26,8 +25,8 @@ from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
+from replicas.command import TLS_CERT, TLS_KEY
 from replicas.provisioners.launcher import write_atomically
-from replicas.spec import TLS_CERT, TLS_KEY
 
 VALID_YEARS: Final = 30
 BACKDATED: Final = timedelta(days=1)  # the gateway may move to a machine whose clock is behind
@@ -242,14 +241,7 @@ def read_ca(path: Path) -> str:
     return text
 
 
-# --- what an address or a script says
-
-_COMMENT = re.compile(r"^\s*#.*$", re.MULTILINE)
-
-
-def uses_certificate(run: str) -> bool:
-    """Whether the script does anything with the certificate that it is given."""
-    return re.search(rf"\$\{{?{TLS_CERT}\b", _COMMENT.sub("", run)) is not None
+# --- what an address says
 
 
 def is_bare_https(url: str) -> bool:

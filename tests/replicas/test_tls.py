@@ -138,19 +138,6 @@ def test_public_addresses(host: str) -> None:
     assert is_public(f"http://{host}:30000")
 
 
-@pytest.mark.parametrize(
-    ("run", "uses"),
-    [
-        ('printf %s "$REPLICA_TLS_CERT" > cert', True),
-        ("serve ${REPLICA_TLS_CERT:+--ssl-certfile cert}", True),
-        ("  # $REPLICA_TLS_CERT\nserve", False),
-        ("serve $REPLICA_TLS_CERTIFICATE", False),
-    ],
-)
-def test_whether_a_script_uses_the_certificate(run: str, uses: bool) -> None:
-    assert tls.uses_certificate(run) is uses
-
-
 def test_a_file_of_authorities_is_read_or_refused_by_name(tmp_path: Path) -> None:
     file = tmp_path / "ca.pem"
     file.write_text(make("ca").cert)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from replicas.command import TLS_CERT, TLS_KEY
 from replicas.provisioners import Instance, LaunchError
 from replicas.provisioners.transport import TransportProvisioner
-from replicas.spec import TLS_CERT, TLS_KEY, Service
+from replicas.spec import Service
 from replicas.tls import Certificates, Mode
 
 ID = "tiny-gw-0badcafe-1"
