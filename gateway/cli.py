@@ -106,7 +106,8 @@ def up(file: str | None, end_replicas: bool, **values: Any) -> None:
             for line in banner_lines(settings, service, supervisor.url, supervisor.admin_url, ends):
                 click.echo(line, err=True)
 
-        supervisor = Supervisor(settings, (service.name,), end_replicas=ends, started=banner)
+        leash = sys.stdin.fileno() if end_replicas else None
+        supervisor = Supervisor(settings, (service.name,), end_replicas=ends, started=banner, leash=leash)
         sys.exit(supervisor.run())
 
 

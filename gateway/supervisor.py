@@ -79,6 +79,7 @@ class Supervisor:
     `services`: names by service index, for accounting a dead worker's requests. `end_replicas`: replicas end
     with the gateway (demo, `local` on a terminal). `commands`: how each role is started (stubs in tests).
     `say`: lines for the person who started it. `started`: called once, when `url` and `admin_url` are known.
+    `leash`: a descriptor whose end counts as a stop signal: whoever has the other side is gone.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Supervisor:
         commands: Commands | None = None,
         say: Callable[[str], None] | None = None,
         started: Callable[[Supervisor], None] | None = None,
+        leash: int | None = None,
     ) -> None:
         self.settings = settings
         self.services = services
@@ -101,6 +103,7 @@ class Supervisor:
         }
         self._say = say or (lambda line: print(line, file=sys.stderr, flush=True))
         self._started = started
+        self._leash = leash
         self._slots: list[Slot] = []
         self._stops = 0  # stop signals so far
         self._stopping = False
@@ -232,8 +235,12 @@ class Supervisor:
 
     def _wait(self, seconds: float | None) -> None:
         """Sleep until a signal, a child's death or the time; then look after all of them."""
-        ready, _, _ = select.select([self._wake_r], [], [], None if seconds is None else max(0.0, seconds))
-        if ready:
+        watched = [self._wake_r] if self._leash is None else [self._wake_r, self._leash]
+        ready, _, _ = select.select(watched, [], [], None if seconds is None else max(0.0, seconds))
+        if self._leash in ready and not os.read(self._leash, 4096):
+            self._leash = None
+            self._stops += 1
+        if self._wake_r in ready:
             for number in os.read(self._wake_r, 4096):
                 if number in _STOP_SIGNALS:
                     self._stops += 1
