@@ -537,7 +537,8 @@ class Exchange:
 
 
 def _cold_text(upstreams: Upstreams, waited: float) -> str:
-    """The comment of a held stream, e.g. `cold-start phase=load progress=62% eta=410s`."""
+    """The comment of a held stream, e.g. `cold-start phase=load progress=62% eta=410s`, or while it looks for
+    a machine `cold-start phase=provision plan=2/3 attempt=14 eta=unknown`."""
     if len(upstreams):
         return f"waiting for a free place, {waited:.0f} s"
     cold = upstreams.cold
@@ -546,5 +547,9 @@ def _cold_text(upstreams: Upstreams, waited: float) -> str:
     parts = [f"cold-start phase={cold.phase or 'pending'}"]
     if cold.progress is not None:
         parts.append(f"progress={cold.progress * 100:.0f}%")
+    if cold.plan:
+        parts.append(f"plan={cold.plan}")
+    if cold.attempt > 1:
+        parts.append(f"attempt={cold.attempt}")
     parts.append(f"eta={cold.eta_seconds:.0f}s" if cold.eta_seconds is not None else "eta=unknown")
     return " ".join(parts)

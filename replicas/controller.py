@@ -34,6 +34,7 @@ from replicas.lifecycle import State, new
 from replicas.loads import LoadPoller, LoadTarget
 from replicas.messages import ColdStart, ServiceInfo, Snapshot, WorkerState
 from replicas.planner import Launch
+from replicas.plans import Spending
 from replicas.policy import ControllerConfig, Override
 from replicas.probe import Prober, ProbeTarget
 from replicas.provisioners import Provisioner, owned_by
@@ -140,6 +141,7 @@ class Controller:
             await self._observe()
             now = self.clock()
             self._interpret(now)
+            self._add_up(now)
             for fleet in self.fleets.values():
                 for action in fleet.decide(now):
                     if isinstance(action, Launch):
@@ -186,6 +188,13 @@ class Controller:
             if outcome.id in self._orphans:
                 log.warning("%s had no row: %s %s", outcome.id, outcome.kind, outcome.reason)
 
+    def _add_up(self, now: float) -> None:
+        """The limits on money are the gateway's: each fleet is told what the others cost."""
+        spent = {name: f.launches.spending(f.rows.values(), now) for name, f in self.fleets.items()}
+        for name, fleet in self.fleets.items():
+            others = [spending for other, spending in spent.items() if other != name]
+            fleet.launches.elsewhere = Spending(sum(s.hourly for s in others), sum(s.day for s in others))
+
     # ------------------------------------------------------------ plan and save
 
     def _add(self, fleet: Fleet, reason: str, now: float) -> None:
@@ -220,7 +229,8 @@ class Controller:
                 for event in fleet.news:
                     if event["kind"] == "cold_start":
                         phase, seconds = event["phase"], event["seconds"]
-                        self.table.add_cold_start(name, event["spec_hash"], "", phase, seconds, now)
+                        on = event["spec_hash"], event["plan"]
+                        self.table.add_cold_start(name, *on, phase, seconds, now)
                     told.append(self._journal.save(event))
         for fleet in self.fleets.values():
             for id in [id for id in fleet.dirty if fleet.rows[id].state is State.GONE]:
@@ -261,8 +271,10 @@ class Controller:
                 due = now >= fleet.retry_at.get(r.id, 0.0)
                 if r.state is State.PROVISIONING and due and r.id not in self._errands:
                     same = r.spec_hash == fleet.service.hash
-                    service = fleet.service if same else as_it_was(r, fleet.service)
-                    self._errands.launch(r.id, service, {} if key is None else {spec.REPLICA_KEY: key})
+                    known = self.config.launch.variables
+                    service = fleet.service if same else as_it_was(r, fleet.service, known)
+                    env = {} if key is None else {spec.REPLICA_KEY: key}
+                    self._errands.launch(r.id, service, env, fleet.launches.plan(r, fleet.rows.values(), now))
                 elif r.state is State.TERMINATING and due:
                     self._errands.terminate(r.id)
                 if r.url is not None and r.state in PROBED:

@@ -45,13 +45,18 @@ class UpstreamInfo:
 
 @dataclass(frozen=True, slots=True)
 class ColdStart:
-    """Where the furthest starting replica is: `progress` 0..1 of its phase; None = not known."""
+    """Where the furthest starting replica is: `progress` 0..1 of its phase; None = not known.
+
+    `plan` ("2/3", which of how many) and `attempt` (1 is the first) while it looks for a machine.
+    """
 
     replica: str
     phase: str | None
     progress: float | None
     eta_seconds: float | None
     detail: str = ""
+    plan: str = ""
+    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True)

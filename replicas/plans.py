@@ -150,7 +150,7 @@ class Menu:
     base_ondemand: int = 0  # so many replicas are never spot
     own: tuple[str, ...] = ()  # accelerators that the YAML allows
     nodes: int = 1  # as the YAML has it
-    options: Options = Options()
+    options: Options = field(default_factory=Options)
 
     def nodes_of(self, plan: Plan) -> int:
         return plan.num_nodes or self.nodes

@@ -59,8 +59,11 @@ def _status(fleet: Fleet, now: float) -> tuple[Status, str, str, int]:
         return "stopping", "service_stopping", "the gateway is going down and has ended its replicas", 60
     if fleet.policy.max == 0:
         return "paused", "service_paused", f"{name} is paused: `gateway scale {name} --max N` resumes it", 60
-    blocked = fleet.breaker.ends_holds(now) and not fleet.count(*CAPACITY)
-    if blocked:
+    if fleet.count(*CAPACITY):
+        return "open", "", "", 10
+    if too_dear := fleet.launches.refusal(fleet.rows.values(), now):
+        return "blocked", "cold_start_failed", f"no replica is launched: {too_dear}", 60
+    if fleet.breaker.ends_holds(now):
         return "blocked", "cold_start_failed", fleet.breaker.message(now), fleet.breaker.retry_after(now)
     return "open", "", "", 10
 
@@ -87,7 +90,22 @@ def cold_start(fleet: Fleet, now: float) -> ColdStart | None:
     if not coming or fleet.count(State.READY):
         return None
     r = max(coming, key=lambda r: (_place(r), r.progress or 0.0, -r.n))
-    return ColdStart(r.id, r.phase, r.progress, fleet.starts.eta(r, now), r.reason)
+    number, of, attempt = place(fleet, r, now)
+    plan = f"{number}/{of}" if of > 1 else ""
+    return ColdStart(r.id, r.phase, r.progress, eta(fleet, r, now), r.reason, plan, attempt)
+
+
+def place(fleet: Fleet, r: Replica, now: float) -> tuple[int, int, int]:
+    """Of a replica that looks for a machine: which plan, of how many, which attempt; else zeros."""
+    if r.state is not State.PROVISIONING:
+        return 0, 0, 0
+    return *fleet.launches.place(r, fleet.rows.values(), now), fleet.launches.attempt(r)
+
+
+def eta(fleet: Fleet, r: Replica, now: float) -> float | None:
+    """Seconds until READY. None when a first attempt has failed: nobody knows when there will be capacity."""
+    looks = r.state is State.PROVISIONING and fleet.launches.attempt(r) > 1
+    return fleet.starts.eta(r, now) if r.state in COMING and not looks else None
 
 
 def _place(r: Replica) -> int:
@@ -141,12 +159,16 @@ def demand(fleet: Fleet) -> dict[str, int]:
 def _replica(fleet: Fleet, r: Replica, loads: LoadPoller, now: float) -> dict[str, Any]:
     load = loads.results.get(r.id, Load())
     in_flight = fleet.board.in_flight(r.slot)
+    number, of, attempt = place(fleet, r, now)
     return {
         "id": r.id,
         "state": str(r.state),
+        "plan": r.plan or None,
+        "plan_place": f"{number}/{of}" if of else None,
+        "attempt": attempt or None,
         "phase": r.phase,
         "progress": r.progress,
-        "eta_seconds": fleet.starts.eta(r, now) if r.state in COMING else None,
+        "eta_seconds": eta(fleet, r, now),
         "since": r.since,
         "url": r.url,
         "in_flight": in_flight,
