@@ -256,7 +256,7 @@ class Exchange:
         assert self._patience is not None
         if self._patience.mode == "reject" and not len(upstreams):
             upstreams.check()
-            self._worker.wake(upstreams)
+            self._worker.wake(upstreams, self.key, self.request_id)
             raise NotHeld(
                 f"{upstreams.info.name} is starting. Try again later (X-Gateway-Hold: reject).",
                 headers=self._cold_headers(upstreams),
@@ -268,6 +268,7 @@ class Exchange:
         upstreams, wait = self._upstreams, self._patience
         assert upstreams is not None
         assert wait is not None
+        self._worker.waits(upstreams, self.key, self.request_id)
         entered = self._loop.time()
         limit = self._started + upstreams.info.hold_max_seconds
         if wait.give_up is not None:

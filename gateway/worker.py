@@ -46,6 +46,7 @@ class Worker:
         self._access = AccessLog(settings.access_log)
         self._tasks: set[asyncio.Task[None]] = set()
         self._woken: dict[str, float] = {}
+        self._wakers: dict[str, tuple[str, str]] = {}  # whose request came when nobody waited: key, request
         self._limits = Limits(settings.max_waiting, settings.max_waiting_bytes, settings.connect_timeout)
         self._loop = asyncio.get_running_loop()
         self.control = ControlClient(
@@ -55,6 +56,7 @@ class Worker:
             on_snapshot=self.on_snapshot,
             on_progress=self.on_progress,
             state=self._levels,
+            wakers=lambda: self._wakers,
         )
         self.stopping = False
 
@@ -111,7 +113,7 @@ class Worker:
                     self._board,
                     self.index,
                     limits=self._limits,
-                    on_level=self.control.send_state,
+                    on_level=self._level,
                     on_suspect=self.control.suspect,
                     on_ejection=metrics.ejection,
                 )
@@ -133,13 +135,25 @@ class Worker:
         if service is not None:
             service.cold = cold
 
-    def wake(self, upstreams: Upstreams) -> None:
+    def waits(self, upstreams: Upstreams, key: str, request: str) -> None:
+        """A request is held, or wants to be."""
+        self._wakers.setdefault(upstreams.info.name, (key, request))
+
+    def wake(self, upstreams: Upstreams, key: str, request: str) -> None:
         """Ask for a replica on behalf of a request that is not held."""
         name = upstreams.info.name
+        self.waits(upstreams, key, request)
         fresh = name not in self._woken
         self._woken[name] = self._loop.time() + WAKE_SECONDS
         if fresh:
             self.control.send_state()
+
+    def _level(self) -> None:
+        """A room became empty, or stopped being so: there, `waits` follows before anything is sent."""
+        for name, service in self.services.items():
+            if not len(service.room) and name not in self._woken:
+                self._wakers.pop(name, None)
+        self.control.send_state()
 
     def _levels(self) -> dict[str, int]:
         return {
@@ -155,7 +169,7 @@ class Worker:
         for name in over:
             del self._woken[name]
         if over:
-            self.control.send_state()
+            self._level()
 
     # --- requests
 

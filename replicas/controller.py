@@ -22,9 +22,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from replicas import breaker, report, spec
+from replicas import breaker, costs, report, spec
 from replicas.adoption import adopt, as_it_was
 from replicas.board import SERVICES, Board
+from replicas.costs import Waker
 from replicas.errands import Errands
 from replicas.evidence import Evidence, Lookout
 from replicas.fleet import Fleet
@@ -40,7 +41,7 @@ from replicas.probe import Prober, ProbeTarget
 from replicas.provisioners import Provisioner, owned_by
 from replicas.slots import Slots
 from replicas.spec import Service
-from replicas.table import Limits, Table
+from replicas.table import Limits, Table, TableError
 from replicas.tls import Certificates
 
 __all__ = ["Controller", "ControllerConfig", "Observer", "UnknownService"]
@@ -48,6 +49,7 @@ __all__ = ["Controller", "ControllerConfig", "Observer", "UnknownService"]
 log = logging.getLogger(__name__)
 
 TICK: Final = 1.0  # s
+WAKER_LATE: Final = 2.0  # s; the board tells at once that somebody waits, a worker's message says who
 TICK_LEAST: Final = 0.02  # s between ticks that messages cause
 PROBED: Final = frozenset({State.STARTING, State.READY, State.NOT_READY, State.DRAINING})
 
@@ -109,6 +111,7 @@ class Controller:
         self._progressed: dict[str, ColdStart | None] = {}
         self._journal = Journal(table)
         self._ledger = Ledger(table, clock())
+        self._unwoken: set[str] = set()  # launched for somebody whose name is still on its way
         self.fleets = adopt(
             services, table, board=board, config=settings, observer=observer, now=clock()
         )
@@ -149,16 +152,14 @@ class Controller:
                     else:
                         fleet.apply(action, now)
                 self._begin_launches(fleet, now)
-            rows = [r for f in self.fleets.values() for r in f.rows.values()]
-            for name, dollars in self._ledger.accrue(rows, now).items():
-                self.observer.cost(name, dollars)
+            self._account(now)
             self._save(now)
             self._publish(now)
             self._act(now)
 
     async def close(self) -> None:
         """Save and let go; ends no replica. Launches under way are adopted by the next controller."""
-        self._ledger.save(self.clock())
+        self._save_ledger(self.clock())
         await self._lookout.close()
         await self._errands.close()
         await self.prober.close()
@@ -209,6 +210,38 @@ class Controller:
         text, hash = service.text, service.hash
         row = new(id, service.name, n, slot, spec_hash=hash, spec_text=text, now=now, reason=reason)
         fleet.add(row, now)
+        asked = fleet.meter.waiting > 0 or fleet.meter.arrived > 0
+        waker = self._waker(service.name) if asked else None
+        self._ledger.launched(id, service.name, now, waker)
+        if asked and waker is None:
+            self._unwoken.add(id)
+
+    def _waker(self, service: str) -> Waker | None:
+        """Whose request waits, by what the workers said last."""
+        said = (worker.woken.get(service) for worker in self.control.workers.values())
+        return next((Waker(*who) for who in said if who is not None), None)
+
+    def _account(self, now: float) -> None:
+        """What this tick's time has cost."""
+        for fleet in self.fleets.values():
+            for id in self._unwoken & fleet.rows.keys():
+                if (waker := self._waker(fleet.service.name)) is not None:
+                    self._ledger.woken(id, waker)
+                if waker is not None or now - fleet.rows[id].created_at > WAKER_LATE:
+                    self._unwoken.discard(id)
+        listed = self._lookout.instances
+        busy = {id for f in self.fleets.values() for id, n in f.meter.in_flight.items() if n}
+        rows = [r for f in self.fleets.values() for r in f.rows.values()]
+        for name, dollars in self._ledger.accrue(rows, now, listed=listed, busy=busy).items():
+            self.observer.cost(name, dollars)
+        if self._ledger.due(now):
+            self._save_ledger(now)
+
+    def _save_ledger(self, now: float) -> None:
+        try:
+            self._ledger.save(now)
+        except TableError as error:  # nothing is lost yet: each tick tries again
+            log.warning("the costs could not be saved: %s", error)
 
     def _begin_launches(self, fleet: Fleet, now: float) -> None:
         for r in list(fleet.rows.values()):
@@ -386,15 +419,23 @@ class Controller:
     def status(self) -> dict[str, Any]:
         """The shape of GET /admin/status."""
         now = self.clock()
+        self._save_ledger(now)  # a figure that was told is not taken back by a crash
         return {
             "generation": self.generation,
             "owner": self.table.owner,
             "services": [
-                report.status(f, self.loads, self._ledger.total(name), now)
+                report.status(f, self.loads, self._ledger.sums(name), now)
                 for name, f in self.fleets.items()
                 if not f.retired or f.rows
             ],
         }
+
+    def cost(self, since: str | None = None, by: str = "day") -> dict[str, Any]:
+        """The answer of GET /admin/cost. `since`: "7d" or a date. :raises ValueError: it cannot be read."""
+        now = self.clock()
+        begin = None if since is None else costs.moment(since, now)
+        self._save_ledger(now)
+        return costs.bill(self.table.ledger(begin), by, now, begin)
 
     def events(self, last: int = 0) -> AsyncIterator[dict[str, Any]]:
         """The `last` past events, then each new one as it comes. A reader that is slow loses the oldest."""

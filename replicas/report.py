@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from replicas.costs import Sums, summary
 from replicas.fleet import Fleet
 from replicas.lifecycle import CAPACITY, COMING, Replica, State
 from replicas.loads import Load, LoadPoller
@@ -128,7 +129,7 @@ def limits(fleet: Fleet) -> dict[str, Any]:
     return {"min": policy.min, "max": policy.max, "override": fleet.override is not None}
 
 
-def status(fleet: Fleet, loads: LoadPoller, total_cost: float, now: float) -> dict[str, Any]:
+def status(fleet: Fleet, loads: LoadPoller, sums: Sums, now: float) -> dict[str, Any]:
     """One service of GET /admin/status. Times: unix seconds; money: dollars."""
     service_status, _, message, _ = _status(fleet, now)
     hourly = sum(r.hourly_cost or 0.0 for r in fleet.rows.values() if r.state is not State.PENDING)
@@ -144,7 +145,7 @@ def status(fleet: Fleet, loads: LoadPoller, total_cost: float, now: float) -> di
         "frozen": fleet.frozen,
         "demand": demand(fleet),
         "replicas": [_replica(fleet, r, loads, now) for r in fleet.rows.values()],
-        "cost": {"hourly": hourly, "total": total_cost},
+        "cost": {"hourly": hourly, **summary(sums, max(fleet.policy.min, 1), now)},
     }
 
 

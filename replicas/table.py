@@ -22,6 +22,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
+from replicas.costs import Entry
 from replicas.lifecycle import Replica, State
 
 APPLICATION_ID: Final = 0x534B4754  # "SKGT": tells our file from any other SQLite database
@@ -59,6 +60,24 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     (  # 2
         "ALTER TABLE replicas ADD COLUMN plan TEXT NOT NULL DEFAULT ''",
     ),
+    (  # 3: the ledger in place of a sum per replica; what was paid tells how long a live one was accounted
+        """CREATE TABLE ledger (
+            replica TEXT NOT NULL, part INTEGER NOT NULL, service TEXT NOT NULL, plan TEXT NOT NULL,
+            region TEXT NOT NULL, spot INTEGER, price REAL, begun REAL NOT NULL, until REAL NOT NULL,
+            dollars REAL NOT NULL, ready REAL NOT NULL, idle REAL NOT NULL, key TEXT NOT NULL,
+            request TEXT NOT NULL, closed INTEGER NOT NULL, PRIMARY KEY (replica, part))""",
+        """INSERT INTO ledger
+            SELECT c.replica, 1, c.service, ifnull(r.plan, ''), '', NULL, r.hourly_cost,
+                ifnull(r.created_at, old.est),
+                CASE WHEN r.id IS NULL THEN old.est
+                     WHEN r.state = 'gone' OR NOT ifnull(r.hourly_cost, 0) THEN r.since
+                     ELSE r.created_at + 3600 * c.dollars / r.hourly_cost END,
+                c.dollars, 0, 0, '', '',
+                r.id IS NULL OR r.state = 'gone' OR ifnull(r.failure, '') = 'preempted'
+            FROM costs AS c LEFT JOIN replicas AS r ON r.id = c.replica,
+                (SELECT ifnull(min(created_at), 0) AS est FROM replicas) AS old""",
+        "DROP TABLE costs",
+    ),
 )
 """Step i brings a file from schema version i to i + 1. A step that was released is never changed: add one."""
 
@@ -68,6 +87,16 @@ _SAVE: Final = (
     f"INSERT INTO replicas ({_LIST}) VALUES ({', '.join('?' * len(_COLUMNS))}) "
     "ON CONFLICT (id) DO UPDATE SET "
     + ", ".join(f'"{column}" = excluded."{column}"' for column in _COLUMNS[1:])
+)
+
+_LEDGER_COLUMNS: Final = tuple(field.name for field in fields(Entry))
+_SAVE_LEDGER: Final = (
+    f"INSERT OR REPLACE INTO ledger ({', '.join(_LEDGER_COLUMNS)}) "
+    f"VALUES ({', '.join('?' * len(_LEDGER_COLUMNS))})"
+)
+_LEDGER: Final = (
+    f"SELECT {', '.join(_LEDGER_COLUMNS)} FROM ledger WHERE until >= ifnull(?, until) "
+    "AND closed = ifnull(?, closed) ORDER BY begun, replica, part"
 )
 
 
@@ -285,18 +314,20 @@ class Table:
         )
         return [PhaseTime(*row) for row in reversed(rows)]
 
-    def accrue(self, replica_id: str, service: str, dollars: float) -> None:
-        """Add to what a replica has cost so far."""
-        with self._transaction(durable=False):
-            self._write(
-                "INSERT INTO costs (replica, service, dollars) VALUES (?, ?, ?) "
-                "ON CONFLICT (replica) DO UPDATE SET dollars = dollars + excluded.dollars",
-                *(replica_id, service, dollars),
-            )
+    def save_ledger(self, entries: Iterable[Entry]) -> None:
+        """Store these entries as they are now, each by its replica and part."""
+        rows = [tuple(getattr(entry, column) for column in _LEDGER_COLUMNS) for entry in entries]
+        with self._transaction(durable=False), self._errors():
+            self._db.executemany(_SAVE_LEDGER, rows)
+
+    def ledger(self, since: float | None = None, *, closed: bool | None = None) -> list[Entry]:
+        """What replicas have cost, the oldest first: all entries, or those open at or after `since`, or the
+        closed or the open ones only."""
+        return [_entry(row) for row in self._rows(_LEDGER, since, closed)]
 
     def total_cost(self, service: str) -> float:
         """Dollars that all replicas of the service have cost since the state dir was made."""
-        return float(self._rows("SELECT total(dollars) FROM costs WHERE service = ?", service)[0][0])
+        return float(self._rows("SELECT total(dollars) FROM ledger WHERE service = ?", service)[0][0])
 
     def add_event(self, event: Mapping[str, Any], at: float) -> dict[str, Any]:
         """Append to the log of events; returns it as `last_events` will: with its `id` (growing) and `at`."""
@@ -354,6 +385,28 @@ def _replica(row: Sequence[Any]) -> Replica:
     values["state"] = State(values["state"])
     values["resumable"] = bool(values["resumable"])
     return Replica(**values)
+
+
+def _entry(row: Sequence[Any]) -> Entry:
+    values = dict(zip(_LEDGER_COLUMNS, row, strict=True))
+    values["closed"] = bool(values["closed"])
+    values["spot"] = None if values["spot"] is None else bool(values["spot"])
+    return Entry(**values)
+
+
+def read_ledger(path: str | os.PathLike[str], since: float | None = None) -> list[Entry]:
+    """The ledger of a gateway that does not run; looks, and changes nothing. As `Table.ledger`.
+
+    :raises TableError: there is none, or it cannot be read.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise TableError(f"{path}: there is no such file, so nothing is known of any cost")
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            return [_entry(row) for row in db.execute(_LEDGER, (since, None))]
+    except sqlite3.Error as error:
+        raise TableError(f"{path}: {error}") from error
 
 
 def _inspect(path: Path) -> None:
