@@ -20,6 +20,7 @@ import uvicorn
 from gateway import metrics, statedir
 from gateway.admin import Admin
 from gateway.child import EXIT_CONFIG, EXIT_DOWN, exit_with_supervisor, read_child
+from gateway.logs import tidy
 from gateway.settings import CONTROL_SOCKET, Settings
 from gateway.supervisor import BOARD_FILE
 from replicas import spec
@@ -163,13 +164,14 @@ async def serve(settings: Settings, service: Service, listener: socket.socket) -
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         running = asyncio.create_task(controller.run())
+        tidying = asyncio.create_task(tidy(folder, admin.live))
         ends = [asyncio.create_task(event.wait()) for event in (stop, admin.ended)]
         await asyncio.wait([serving, running, *ends], return_when="FIRST_COMPLETED")
         admin.stopping.set()
         server.should_exit = True
         running.cancel()
         results = await asyncio.gather(serving, running, return_exceptions=True)
-        for task in ends:
+        for task in (*ends, tidying):
             task.cancel()
         for result in results:
             if isinstance(result, Exception):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Callable
+import shutil
+from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ FOLLOW_SECONDS = 0.2
 CHUNK_BYTES = 64 * 1024
 # Lines are looked for in so much of the file's end; a progress bar of hours can be one line of megabytes.
 TAIL_BYTES = 4 * 1024 * 1024
+# Of so many dead replicas the output is kept: months of one cold start a day, and some 10 MB each.
+KEPT = 200
+TIDY_SECONDS = 3600
 
 
 def log_file(state_dir: Path, replica: str) -> Path | None:
@@ -34,6 +38,25 @@ def known_replicas(state_dir: Path) -> list[dict[str, Any]]:
             stat = path.stat()
             found.append({"id": path.parent.name, "bytes": stat.st_size, "modified": stat.st_mtime})
     return sorted(found, key=lambda replica: replica["modified"], reverse=True)
+
+
+def prune(state_dir: Path, live: Collection[str], keep: int = KEPT) -> list[str]:
+    """Delete the folders of all but the `keep` replicas that printed last; never of one that is `live` or has
+    a record of a process. Returns their ids."""
+    gone = []
+    for id in [replica["id"] for replica in known_replicas(state_dir)[keep:]]:
+        folder = state_dir / FOLDER / id
+        if id not in live and not (folder / "process.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            gone.append(id)
+    return gone
+
+
+async def tidy(state_dir: Path, live: Callable[[], Collection[str]]) -> None:
+    """Prune now and each hour, until cancelled."""
+    while True:
+        await asyncio.to_thread(prune, state_dir, live())
+        await asyncio.sleep(TIDY_SECONDS)
 
 
 def tail(path: Path, lines: int) -> tuple[str, int]:

@@ -58,6 +58,7 @@ class Slot:
     process: subprocess.Popen[bytes] | None = None
     deaths: deque[float] = field(default_factory=deque)
     restart_at: float | None = None
+    starts: int = 0
     exit_code: int | None = None
 
     @property
@@ -224,6 +225,7 @@ class Supervisor:
         environment[VARIABLE] = child.to_env()
         environment["GATEWAY_PROCESS"] = slot.name.replace(" ", "-")  # see metrics.py
         slot.restart_at = None
+        slot.starts += 1
         slot.process = subprocess.Popen(
             self._commands[slot.role],
             env=environment,
@@ -257,8 +259,8 @@ class Supervisor:
             self._account(slot.index)
         if slot.role == "controller" and code == EXIT_DOWN:
             self._verdict = 0
-        elif code == EXIT_CONFIG and not self._stopping:
-            self._verdict = 1
+        elif code == EXIT_CONFIG and slot.starts == 1 and not self._stopping:
+            self._verdict = 1  # not later: a YAML that is being edited must not end a gateway that serves
         elif not self._stopping or (slot.role == "controller" and self.end_replicas):
             slot.deaths.append(now)
             while slot.deaths[0] < now - DEATHS_REMEMBERED_SECONDS:

@@ -186,6 +186,18 @@ def test_a_child_that_can_never_work_ends_the_gateway_with_an_error(start: Start
     assert "no such cloud" in said
 
 
+def test_a_child_that_worked_and_then_finds_a_broken_yaml_does_not_end_what_serves(start: Start) -> None:
+    edited = """
+note("controller started")
+sys.exit(1 if (home / "notes").read_text().count("controller started") == 1 else 78)
+"""
+    gateway = start(controller=edited)
+    gateway.until(lambda: gateway.notes().count("controller started") > 2)
+    assert gateway.ask() > 0
+    assert gateway.process.poll() is None
+    assert gateway.end()[0] == 0
+
+
 def test_requests_of_a_dead_worker_are_accounted_and_its_row_is_zero(start: Start) -> None:
     worker = """
 from replicas.board import Board
