@@ -17,7 +17,7 @@ from typing import Any
 
 import uvicorn
 
-from gateway import metrics, statedir
+from gateway import metrics, statedir, transport
 from gateway.admin import Admin
 from gateway.child import EXIT_CONFIG, EXIT_DOWN, exit_with_supervisor, read_child
 from gateway.logs import tidy
@@ -34,6 +34,7 @@ from replicas.policy import ControllerConfig
 from replicas.provisioners import InstancesUnknown, Provisioner, owned_by
 from replicas.spec import Service, SpecError
 from replicas.table import Table, Unusable
+from replicas.tls import TlsError
 
 log = logging.getLogger("gateway.controller")
 
@@ -131,6 +132,8 @@ async def serve(settings: Settings, service: Service, listener: socket.socket) -
         provisioner = make_provisioner(
             settings.provisioner, folder, table.owner, urls=settings.replica, price=settings.price
         )
+        certificates = transport.certificates(settings, service)
+        provisioner = transport.around(provisioner, settings, certificates)
         stack.push_async_callback(provisioner.close)
         controller = Controller(
             (service,),
@@ -141,6 +144,7 @@ async def serve(settings: Settings, service: Service, listener: socket.socket) -
             settings=controller_config(settings),
             observer=metrics.ControllerObserver(),
             state_dir=folder,
+            certificates=certificates,
         )
         controllers.append(controller)
         stack.push_async_callback(controller.close)
@@ -200,7 +204,7 @@ def main() -> None:
     with socket.socket(fileno=child.fd) as listener:
         try:
             code = asyncio.run(serve(settings, service, listener))
-        except (Elsewhere, Unusable) as error:
+        except (Elsewhere, TlsError, Unusable) as error:
             log.error("%s", error)
             code = EXIT_CONFIG
     # A thread inside a cloud's SDK must not keep the process: everything is saved.

@@ -91,6 +91,7 @@ def load_service(settings: Settings) -> Service:
 @click.option("--end-replicas", is_flag=True, hidden=True, help="Replicas end with the gateway (demo).")
 def up(file: str | None, end_replicas: bool, **values: Any) -> None:
     """Serve the SkyPilot YAML in FILE; without FILE, a simulated model on this machine."""
+    from gateway import transport
     from gateway.supervisor import Supervisor
 
     with friendly():
@@ -98,7 +99,10 @@ def up(file: str | None, end_replicas: bool, **values: Any) -> None:
         settings = replace(settings, provisioner=options.guess_provisioner(settings))
         service = load_service(settings)
         set_up_logging(settings)
-        for warning in service.warnings if settings.file else ():
+        warnings = [*service.warnings] if settings.file else []
+        if doubt := transport.check(settings, service):
+            warnings.append(doubt)
+        for warning in warnings:
             click.echo(f"warning: {warning}", err=True)
         ends = end_replicas or (settings.provisioner == "local" and sys.stdin.isatty())
 

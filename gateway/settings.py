@@ -79,6 +79,14 @@ SETTINGS: tuple[Setting, ...] = (
         secret=True,
     ),
     Setting(
+        "replica_transport",
+        None,
+        "text",
+        "How replicas are spoken to (default: skypilot tls if `run` uses $REPLICA_TLS_CERT, others plain).",
+        choices=("tls", "plain"),
+    ),
+    Setting("replica_ca", None, "path", "PEM file to verify https:// replicas with.", metavar="FILE"),
+    Setting(
         "api_key",
         (),
         "texts",
@@ -138,6 +146,8 @@ class Settings:
     provisioner: Literal["local", "static", "skypilot"] | None = None
     replica: tuple[str, ...] = ()
     replica_api_key: str | None = None
+    replica_transport: Literal["tls", "plain"] | None = None
+    replica_ca: str | None = None
     api_key: tuple[tuple[str, str], ...] = ()
     insecure_open: bool = False
     workers: int = 1
@@ -201,6 +211,8 @@ def make(file: str | Path | None = None, **values: Any) -> Settings:
     full = {row.name: values.get(row.name, row.default) for row in SETTINGS}
     clean: dict[str, Any] = {name: _read(rows[name], value) for name, value in full.items()}
     clean["api_key"] = parse_api_keys(clean["api_key"])
+    if clean["replica_ca"] is not None:
+        clean["replica_ca"] = str(Path(clean["replica_ca"]).expanduser().absolute())
     clean["state_dir"] = Path(clean["state_dir"]).expanduser().absolute()
     settings = Settings(file=Path(file).expanduser() if file else None, **clean)
     _check(settings)
@@ -354,7 +366,7 @@ def _check_replicas(settings: Settings) -> None:
     if settings.provisioner == "static" and not settings.replica:
         raise SettingsError("--provisioner static needs at least one --replica URL (or GATEWAY_REPLICAS)")
     for url in settings.replica:
-        if not re.fullmatch(r"http://[^/?#\s]+/?", url):
-            raise SettingsError(f"--replica {url}: wants http://HOST:PORT and nothing after it")
+        if not re.fullmatch(r"https?://[^/?#@\s]+/?", url):
+            raise SettingsError(f"--replica {url}: wants http(s)://HOST:PORT and nothing after it")
     if len(set(settings.replica)) != len(settings.replica):
         raise SettingsError("--replica: the same URL is given twice; each server is named once")

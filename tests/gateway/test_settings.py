@@ -82,7 +82,7 @@ def test_api_keys_split_by_commas_and_spaces() -> None:
         ({"provisioner": "aws"}, "one of local, static, skypilot"),
         ({"provisioner": "static"}, "--replica URL"),
         ({"replica": ["http://a:1"], "provisioner": "local"}, "--provisioner static"),
-        ({"replica": ["https://a"]}, "http://HOST:PORT"),
+        ({"replica": ["ftp://a"]}, "http(s)://HOST:PORT"),
         ({"replica": ["http://a:1/v1"]}, "nothing after it"),
         ({"replica": ["http://a:1", "http://a:1"]}, "twice"),
         ({"min_replicas": 3, "max_replicas": 2}, "--min-replicas 3 is more than"),
