@@ -149,7 +149,7 @@ def test_workers_leave_before_the_controller_and_the_address_is_forgotten(start:
     gateway = start(workers=2)
     gateway.started(3)
     assert gateway.ask() > 0
-    assert set(gateway.address()) == {"pid", "url", "admin_url", "services", "last"}
+    assert set(gateway.address()) == {"pid", "url", "admin_url", "services", "last", "home"}
     code, said = gateway.end()
     assert code == 0
     assert sorted(gateway.notes()[-3:-1]) == ["worker 0 leaves", "worker 1 leaves"]

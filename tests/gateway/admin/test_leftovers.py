@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -145,6 +146,19 @@ def test_a_gateway_that_runs_is_not_disturbed(tmp_path: Path) -> None:
     with pytest.raises(statedir.StateDirBusy):
         end_leftovers(tmp_path)
     os.close(held)
+
+
+def test_a_copy_of_a_state_dir_cannot_end_the_replicas_of_the_original(tmp_path: Path) -> None:
+    home, copy, moved = tmp_path / "state", tmp_path / "copy", tmp_path / "moved"
+    leave_a_replica(home)
+    shutil.copytree(home, copy)
+    with pytest.raises(statedir.StateDirBusy, match="is a copy of"):
+        end_leftovers(copy)
+    started = up(copy)
+    assert (started.returncode, started.stderr.count("is a copy of")) == (1, 1)
+    home.rename(moved)
+    assert end_leftovers(moved) == 1
+    assert end_leftovers(copy) == 1  # the original is gone: this is a restored one
 
 
 def test_a_folder_that_never_was_a_state_dir_stays_untouched(tmp_path: Path) -> None:
