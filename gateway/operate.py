@@ -45,12 +45,13 @@ def friendly() -> Iterator[None]:
     from gateway.statedir import StateDirBusy
     from replicas.spec import SpecError
     from replicas.table import TableError
+    from replicas.tls import TlsError
 
     try:
         yield
     except SettingsError as error:
         raise click.UsageError(str(error)) from None
-    except (ClientError, PortError, StateDirBusy, SpecError, TableError) as error:
+    except (ClientError, PortError, StateDirBusy, SpecError, TableError, TlsError) as error:
         raise click.ClickException(str(error)) from None
 
 

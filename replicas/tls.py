@@ -93,10 +93,9 @@ class Certificates:
     def cert(self, service: str) -> str | None:
         """The service's certificate as PEM text, None while it has no use for one. Raises TlsError."""
         found = self._load(service)
-        if found is None and any(
-            transport == "tls" and id.startswith(f"{service}-gw-") for id, transport in self._transports.items()
-        ):  # lost: what still runs must match some pinned certificate, or be refused
-            found = self.identity(service)
+        given = [id for id, transport in self._transports.items() if transport == "tls"]
+        if found is None and any(id.startswith(f"{service}-gw-") for id in given):
+            found = self.identity(service)  # it was lost: what still runs is to be refused, not trusted
         return found.cert if found else None
 
     def _path(self, service: str) -> Path:
