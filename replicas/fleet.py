@@ -79,7 +79,8 @@ class Fleet:
         self._witness = Witness()
         self._told: tuple[int, str] | None = None  # the last decision that was worth telling
         self._window: int | None = None  # the last one a replica reported
-        self._unlisted: set[str] = set()  # PROVISIONING without an instance
+        self._unlisted: set[str] = set()  # PROVISIONING or FAILED without an instance
+        self._kept: set[str] = set()  # FAILED, and not ended yet
 
     def __repr__(self) -> str:
         states = " ".join(f"{r.id.rpartition('-')[2]}:{r.state}" for r in self.rows.values())
@@ -166,6 +167,8 @@ class Fleet:
                 self._learn(r, instance, now)
             if r.state is State.PROVISIONING:
                 self._provisioning(r, instance, seen)
+            elif r.state is State.FAILED:
+                self._note_listed(r.id, instance is not None, seen)
             elif r.state in WITH_MACHINE:
                 self._judge(self.rows[r.id], self.signs[r.id], seen)
             told = instance is not None and instance.phase is not None
@@ -187,14 +190,17 @@ class Fleet:
 
     def _provisioning(self, r: Replica, instance: Instance | None, seen: Evidence) -> None:
         known = instance is not None and instance.alive
-        if known or seen.instances is None:
-            self._unlisted.discard(r.id)
-        else:
-            self._unlisted.add(r.id)
+        self._note_listed(r.id, known, seen)
         limit = self.config.provision_timeout + (self.service.probe.initial_delay_seconds if known else 0.0)
         if seen.now - max(r.since, self.starts.watched_since) >= limit:  # a restart calls launch anew
             last = self.rows[r.id].reason
             self.fail_start(r, "gave_up", f"no machine within {limit:.0f} s ({last})", seen.now, counts=False)
+
+    def _note_listed(self, id: str, known: bool, seen: Evidence) -> None:
+        if known or seen.instances is None:
+            self._unlisted.discard(id)
+        else:
+            self._unlisted.add(id)
 
     def _judge(self, r: Replica, signs: Signs, seen: Evidence) -> None:
         now, grace = seen.now, self.config.grace
@@ -307,6 +313,7 @@ class Fleet:
                 unlaunched=self.unlaunched(),
                 written_off=self.written_off,
                 outdated={r.id for r in self.rows.values() if self.outdated(r)},
+                kept=self._keep(now),
                 may_launch=may_launch,
             )
         if not actions and not may_launch and decision.target > self.count(*CAPACITY):
@@ -314,6 +321,21 @@ class Fleet:
             decision = Decision(self.count(*CAPACITY), code, f"no launch for now: {cause}")
         self._remark(decision, bool(actions), now)
         return actions
+
+    def kept_until(self, r: Replica) -> float | None:
+        """Until when a FAILED replica's machine is held for a person to look at; None = it is not."""
+        if r.state is not State.FAILED or r.failure == "preempted" or r.id in self._unlisted:
+            return None
+        held = self.config.keep_failed > 0 and not self.stopping
+        return r.since + self.config.keep_failed if held else None
+
+    def _keep(self, now: float) -> set[str]:
+        kept = {r.id for r in self.rows.values() if now < (self.kept_until(r) or 0.0)}
+        for id in kept - self._kept:
+            why = f"its machine is kept for {self.config.keep_failed:.0f} s: --keep-failed"
+            self.tell("kept", why, now, replica=id, code="kept")
+        self._kept = kept
+        return kept
 
     def _remark(self, decision: Decision, acts: bool, now: float) -> None:
         """Tell a decision that is acted upon, or that is new; not each one that comes and goes with the

@@ -179,4 +179,5 @@ def _replica(fleet: Fleet, r: Replica, loads: LoadPoller, now: float) -> dict[st
         "outdated": fleet.outdated(r),
         "reason": r.reason,
         "failure": r.failure,
+        "kept_until": fleet.kept_until(r),
     }
