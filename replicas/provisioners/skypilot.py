@@ -69,6 +69,7 @@ class Sky(Protocol):
     def status(self, cluster_names: list[str] | None, *, refresh: Any) -> str: ...
     def endpoints(self, cluster: str) -> str: ...
     def down(self, cluster_name: str) -> str: ...
+    def queue(self, cluster_name: str) -> str: ...
     def api_cancel(self, request_ids: list[str], *, silent: bool) -> str: ...
     def get(self, request_id: str) -> Any: ...
     def stream_and_get(self, request_id: str, *, output_stream: Any) -> Any: ...
@@ -112,6 +113,7 @@ class SkyPilotProvisioner:
         # minutes), so that none can follow its terminate.
         self._locks: dict[str, threading.Lock] = {}
         self._terminated: set[str] = set()
+        self._broken: set[str] = set()   # their last launch failed: a refresh may call what it left UP
         self._launching: dict[str, folder.Output] = {}
         # Mutable by `instances` alone, one at a time.
         self._looking = threading.Lock()
@@ -163,9 +165,11 @@ class SkyPilotProvisioner:
                     sky.stream_and_get(request, output_stream=out)
             finally:
                 del self._launching[replica_id]
+            self._broken.discard(replica_id)
         except LaunchError:
             raise
         except Exception as error:
+            self._broken.add(replica_id)
             raise launch_error(sky.exceptions, error) from error
 
     def _submit(
@@ -183,7 +187,9 @@ class SkyPilotProvisioner:
         if replica_id in self._launching:
             return None
         under_way = _launches(sky, replica_id)
-        if not under_way and any(map(_was_up, _listed(sky, replica_id))):
+        up = any(map(_was_up, _listed(sky, replica_id)))
+        broken = replica_id in self._broken and not _has_job(sky, replica_id)
+        if up and not under_way and not broken:
             return None   # its `run` was submitted: never a second time
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not under_way and _on_another_plan(directory, plan) and not _down(sky, replica_id):
@@ -330,6 +336,14 @@ def _listed(sky: Sky, replica_id: str) -> list[Any]:
 def _was_up(cluster: Any) -> bool:
     """Whether its machines were ever all there; what follows at once is the submission of `run`."""
     return cluster.status.value != "INIT" or bool(cluster.cluster_ever_up)
+
+
+def _has_job(sky: Sky, replica_id: str) -> bool:
+    """Whether `run` was submitted. A cluster on which SkyPilot's own set-up failed cannot even be asked."""
+    try:
+        return bool(sky.get(sky.queue(replica_id)))
+    except Exception:
+        return False
 
 
 def _down(sky: Sky, replica_id: str) -> bool:
