@@ -17,11 +17,12 @@ from typing import Any
 
 import uvicorn
 
-from gateway import metrics, statedir, transport
+from gateway import launching, metrics, statedir, transport
 from gateway.admin import Admin
 from gateway.child import EXIT_CONFIG, EXIT_DOWN, exit_with_supervisor, read_child
+from gateway.launching import NO_VARIABLES, Variables
 from gateway.logs import tidy
-from gateway.settings import CONTROL_SOCKET, Settings
+from gateway.settings import CONTROL_SOCKET, Settings, SettingsError
 from gateway.supervisor import BOARD_FILE
 from replicas import spec
 from replicas.adoption import as_it_was
@@ -89,7 +90,8 @@ def claim(table: Table, provisioner: str | None) -> None:
     table.provisioner = name
 
 
-def controller_config(settings: Settings) -> ControllerConfig:
+def controller_config(settings: Settings, known: Variables = NO_VARIABLES) -> ControllerConfig:
+    """`known`: the variables that the flags ask for, with their values."""
     return ControllerConfig(
         min_replicas=settings.min_replicas,
         max_replicas=settings.max_replicas,
@@ -104,6 +106,7 @@ def controller_config(settings: Settings) -> ControllerConfig:
         probe_interval=settings.probe_interval,
         hold_max=settings.hold_max,
         replica_api_key=settings.replica_api_key,
+        launch=launching.options(settings, known),
     )
 
 
@@ -115,7 +118,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def serve(settings: Settings, service: Service, listener: socket.socket) -> int:
+async def serve(settings: Settings, service: Service, listener: socket.socket, known: Variables) -> int:
     """Run the controller and its admin port until SIGTERM (0) or until `gateway down` has finished (64)."""
     folder = settings.state_dir
     controllers: list[Controller] = []  # the control socket is made first and pokes it later
@@ -130,7 +133,11 @@ async def serve(settings: Settings, service: Service, listener: socket.socket) -
         claim(table, settings.provisioner)
         board = stack.enter_context(Board.open(folder / BOARD_FILE))
         provisioner = make_provisioner(
-            settings.provisioner, folder, table.owner, urls=settings.replica, price=settings.price
+            settings.provisioner,
+            folder,
+            table.owner,
+            urls=settings.replica,
+            price=launching.replica_price(settings),
         )
         certificates = transport.certificates(settings, service)
         provisioner = transport.around(provisioner, settings, certificates)
@@ -141,7 +148,7 @@ async def serve(settings: Settings, service: Service, listener: socket.socket) -
             table,
             board,
             control,
-            settings=controller_config(settings),
+            settings=controller_config(settings, known),
             observer=metrics.ControllerObserver(),
             state_dir=folder,
             certificates=certificates,
@@ -196,14 +203,16 @@ def main() -> None:
     for noisy in ("httpx", "httpcore", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        service = spec.load(settings.yaml, model=settings.model, environ=os.environ)
-    except SpecError as error:
+        known = launching.variables(settings, os.environ, launching.kept(settings.state_dir))
+        launching.keep(settings.state_dir, known)  # we hold the state dir's lock
+        service = spec.load(settings.yaml, model=settings.model, environ={**os.environ, **known.all()})
+    except (SpecError, SettingsError) as error:
         log.error("%s", error)
         sys.exit(EXIT_CONFIG)
     assert child.fd is not None
     with socket.socket(fileno=child.fd) as listener:
         try:
-            code = asyncio.run(serve(settings, service, listener))
+            code = asyncio.run(serve(settings, service, listener, known))
         except (Elsewhere, TlsError, Unusable) as error:
             log.error("%s", error)
             code = EXIT_CONFIG

@@ -33,12 +33,15 @@ PORT = click.IntRange(0, 65535)
 
 
 class Texts(click.ParamType):
-    """One of several texts; an environment variable may hold many, split by commas or spaces."""
+    """One of several texts; an environment variable may hold many, apart by `split`."""
 
     name = "text"
 
+    def __init__(self, split: str) -> None:
+        self._split = split
+
     def split_envvar_value(self, rv: str) -> list[str]:
-        return [item for item in re.split(r"[,\s]+", rv) if item]
+        return [item for item in re.split(self._split, rv) if item]
 
 
 def setting_option(row: Setting) -> Callable[[Function], Function]:
@@ -48,13 +51,14 @@ def setting_option(row: Setting) -> Callable[[Function], Function]:
         shown = ""
     more: dict[str, Any] = {"type": click.Choice(row.choices)} if row.choices else {"metavar": _metavar(row)}
     if row.kind == "texts":
-        more |= {"multiple": True, "type": Texts()}
-    elif row.kind == "flag":
-        more = {"is_flag": True, "default": False}
+        more |= {"multiple": True, "type": Texts(row.split)}
+    elif row.kind in ("flag", "switch"):
+        more = {"is_flag": True, "default": False if row.kind == "flag" else None}
     else:
         more["default"] = None
     text = f"{row.sentence} [{shown}{row.env}]"
-    return click.option(row.option, row.name, envvar=row.env, help=text, **more)
+    option = f"{row.option}/--no-{row.option[2:]}" if row.kind == "switch" else row.option
+    return click.option(option, row.name, envvar=row.env, help=text, **more)
 
 
 def _metavar(row: Setting) -> str:
@@ -80,9 +84,11 @@ def main() -> None:
 
 
 def load_service(settings: Settings) -> Service:
+    from gateway import launching
     from replicas import spec
 
-    return spec.load(settings.yaml, model=settings.model, environ=os.environ)
+    known = launching.variables(settings, os.environ, launching.kept(settings.state_dir))
+    return spec.load(settings.yaml, model=settings.model, environ={**os.environ, **known.all()})
 
 
 @main.command()

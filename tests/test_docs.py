@@ -178,7 +178,7 @@ def _command_options() -> Iterator[str]:
     assert isinstance(main, click.Group)
     for command in main.commands.values():
         for parameter in command.params:
-            yield from parameter.opts
+            yield from (*parameter.opts, *parameter.secondary_opts)
 
 
 if __name__ == "__main__":
