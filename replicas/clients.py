@@ -1,10 +1,15 @@
-"""The controller's HTTP clients towards replicas: one per way of verifying them, made on first use."""
+"""The controller's HTTP clients towards replicas: one per way of verifying them, made on first use.
+
+httpx is imported here, and by whoever uses a client, no sooner than it is needed: with a terminal's libraries
+it takes 0.2 s, and a gateway that starts is waited for."""
 
 from __future__ import annotations
 
 import ssl
+from typing import TYPE_CHECKING
 
-import httpx
+if TYPE_CHECKING:
+    import httpx
 
 KEEP_SECONDS = 4.0  # SGLang closes idle connections at 5 s
 
@@ -23,6 +28,8 @@ class Clients:
         """The client for URLs that are verified by `context`; None: plain ones."""
         client = self._clients.get(context)
         if client is None:
+            import httpx
+
             # No proxies: the gateway reaches replicas directly. A context of its own even for plain URLs, as
             # the default one is read from disk (20 ms); with nothing in it no https:// URL passes by mistake.
             client = self._clients[context] = httpx.AsyncClient(

@@ -15,13 +15,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
-
-import httpx
+from typing import TYPE_CHECKING, Any, Final
 
 from replicas import tls
 from replicas.board import Board
 from replicas.clients import Clients
+
+if TYPE_CHECKING:
+    import httpx
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +131,8 @@ class LoadPoller:
             await asyncio.sleep(max(0.05, (EVERY if known else EVERY_WITHOUT) - (time.monotonic() - began)))
 
     async def _ask(self, target: LoadTarget) -> httpx.Response | None:
+        import httpx
+
         headers = {"Authorization": f"Bearer {target.key}"} if target.key else {}
         try:
             client = self._clients.get(target.context)

@@ -16,8 +16,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-import httpx
-
 from replicas import tls
 from replicas.clients import Clients
 from replicas.schema import ReadinessProbe
@@ -111,6 +109,8 @@ class Prober:
 
     async def _ask(self, target: ProbeTarget) -> str | None:
         """None = 200; else what was wrong, in a few words."""
+        import httpx
+
         probe = target.probe
         headers = httpx.Headers({"Authorization": f"Bearer {target.key}"} if target.key else {})
         headers.update(probe.headers)

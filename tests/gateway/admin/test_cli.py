@@ -281,3 +281,9 @@ def test_what_up_loads_before_it_starts_its_children_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_the_controller_loads_before_the_workers_hear_of_it_is_no_http_client() -> None:
+    code = "import sys, gateway.assembly; sys.exit(' '.join({'sky', 'httpx', 'rich'} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
