@@ -284,6 +284,7 @@ def test_what_up_loads_before_it_starts_its_children_is_light() -> None:
 
 
 def test_what_the_controller_loads_before_the_workers_hear_of_it_is_no_http_client() -> None:
-    code = "import sys, gateway.assembly; sys.exit(' '.join({'sky', 'httpx', 'rich'} & set(sys.modules)) or 0)"
+    heavy = "{'sky', 'httpx', 'rich'} & set(sys.modules)"
+    code = f"import sys, gateway.assembly; sys.exit(' '.join({heavy}) or 0)"
     done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
