@@ -130,7 +130,7 @@ class Admin:
 
     async def get_replicas(self, request: Request) -> Response:
         """Every replica that has left output, the newest first: those of the status, and dead ones."""
-        live = self._live()
+        live = self.live()
         known = known_replicas(self._state_dir)
         return JSONResponse([{**replica, "live": replica["id"] in live} for replica in known])
 
@@ -174,7 +174,7 @@ class Admin:
             return PlainTextResponse(text)
 
         def live() -> bool:
-            return not self.stopping.is_set() and replica in self._live()
+            return not self.stopping.is_set() and replica in self.live()
 
         chunks = follow(path, text, end, live)
         return StreamingResponse(chunks, media_type="text/plain", headers=_STREAM_HEADERS)
@@ -219,7 +219,8 @@ class Admin:
         else:
             self.ended.set()
 
-    def _live(self) -> set[str]:
+    def live(self) -> set[str]:
+        """Ids of all replicas that are not verified gone."""
         services = self._controller.status()["services"]
         return {replica["id"] for service in services for replica in service["replicas"]}
 

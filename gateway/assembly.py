@@ -11,26 +11,31 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
-from gateway import metrics, statedir
+from gateway import launching, metrics, statedir, transport
 from gateway.admin import Admin
 from gateway.child import EXIT_CONFIG, EXIT_DOWN, exit_with_supervisor, read_child
-from gateway.settings import CONTROL_SOCKET, Settings
+from gateway.launching import NO_VARIABLES, Variables
+from gateway.logs import tidy
+from gateway.settings import CONTROL_SOCKET, Settings, SettingsError
 from gateway.supervisor import BOARD_FILE
 from replicas import spec
+from replicas.adoption import as_it_was
 from replicas.board import Board
 from replicas.control import ControlServer
 from replicas.controller import Controller
+from replicas.lifecycle import Replica
 from replicas.messages import ColdStart, Snapshot, WorkerState
 from replicas.policy import ControllerConfig
-from replicas.provisioners import Provisioner
+from replicas.provisioners import InstancesUnknown, Provisioner, owned_by
 from replicas.spec import Service, SpecError
-from replicas.table import Table
+from replicas.table import Table, Unusable
+from replicas.tls import TlsError
 
 log = logging.getLogger("gateway.controller")
 
@@ -64,7 +69,29 @@ def make_provisioner(
             return LocalProvisioner(state_dir, owner, price=price)
 
 
-def controller_config(settings: Settings) -> ControllerConfig:
+class Elsewhere(Exception):
+    """The state dir has replicas that this start could not end. The text is one line."""
+
+
+def claim(table: Table, provisioner: str | None) -> None:
+    """Note that replicas come from this provisioner from now on.
+
+    To any other one a replica is simply absent: its row would be called gone, and its machine would bill on.
+    Raises Elsewhere then. Only `static` ones may be left behind: they are somebody else's servers.
+    """
+    name, before = provisioner or "local", table.provisioner
+    rows = table.replicas()
+    if rows and before not in (None, "static", name):
+        ids = ", ".join(r.id for r in rows)
+        raise Elsewhere(
+            f"replicas of {before} are left from the last start; {name} can neither serve nor end them: {ids}"
+            f". `gateway down` ends them; or start with --provisioner {before}, or with another --state-dir"
+        )
+    table.provisioner = name
+
+
+def controller_config(settings: Settings, known: Variables = NO_VARIABLES) -> ControllerConfig:
+    """`known`: the variables that the flags ask for, with their values."""
     return ControllerConfig(
         min_replicas=settings.min_replicas,
         max_replicas=settings.max_replicas,
@@ -79,6 +106,7 @@ def controller_config(settings: Settings) -> ControllerConfig:
         probe_interval=settings.probe_interval,
         hold_max=settings.hold_max,
         replica_api_key=settings.replica_api_key,
+        launch=launching.options(settings, known),
     )
 
 
@@ -90,7 +118,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def serve(settings: Settings, service: Service, listener: socket.socket) -> int:
+async def serve(settings: Settings, service: Service, listener: socket.socket, known: Variables) -> int:
     """Run the controller and its admin port until SIGTERM (0) or until `gateway down` has finished (64)."""
     folder = settings.state_dir
     controllers: list[Controller] = []  # the control socket is made first and pokes it later
@@ -102,10 +130,17 @@ async def serve(settings: Settings, service: Service, listener: socket.socket) -
     control = ControlServer(folder / CONTROL_SOCKET, poke)
     async with contextlib.AsyncExitStack() as stack:
         table = stack.enter_context(Table(folder / TABLE_FILE))
+        claim(table, settings.provisioner)
         board = stack.enter_context(Board.open(folder / BOARD_FILE))
         provisioner = make_provisioner(
-            settings.provisioner, folder, table.owner, urls=settings.replica, price=settings.price
+            settings.provisioner,
+            folder,
+            table.owner,
+            urls=settings.replica,
+            price=launching.replica_price(settings),
         )
+        certificates = transport.certificates(settings, service)
+        provisioner = transport.around(provisioner, settings, certificates)
         stack.push_async_callback(provisioner.close)
         controller = Controller(
             (service,),
@@ -113,9 +148,10 @@ async def serve(settings: Settings, service: Service, listener: socket.socket) -
             table,
             board,
             control,
-            settings=controller_config(settings),
+            settings=controller_config(settings, known),
             observer=metrics.ControllerObserver(),
             state_dir=folder,
+            certificates=certificates,
         )
         controllers.append(controller)
         stack.push_async_callback(controller.close)
@@ -139,13 +175,14 @@ async def serve(settings: Settings, service: Service, listener: socket.socket) -
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         running = asyncio.create_task(controller.run())
+        tidying = asyncio.create_task(tidy(folder, admin.live))
         ends = [asyncio.create_task(event.wait()) for event in (stop, admin.ended)]
         await asyncio.wait([serving, running, *ends], return_when="FIRST_COMPLETED")
         admin.stopping.set()
         server.should_exit = True
         running.cancel()
         results = await asyncio.gather(serving, running, return_exceptions=True)
-        for task in ends:
+        for task in (*ends, tidying):
             task.cancel()
         for result in results:
             if isinstance(result, Exception):
@@ -166,13 +203,19 @@ def main() -> None:
     for noisy in ("httpx", "httpcore", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        service = spec.load(settings.yaml, model=settings.model, environ=os.environ)
-    except SpecError as error:
+        known = launching.variables(settings, os.environ, launching.kept(settings.state_dir))
+        launching.keep(settings.state_dir, known)  # we hold the state dir's lock
+        service = spec.load(settings.yaml, model=settings.model, environ={**os.environ, **known.all()})
+    except (SpecError, SettingsError) as error:
         log.error("%s", error)
         sys.exit(EXIT_CONFIG)
     assert child.fd is not None
     with socket.socket(fileno=child.fd) as listener:
-        code = asyncio.run(serve(settings, service, listener))
+        try:
+            code = asyncio.run(serve(settings, service, listener, known))
+        except (Elsewhere, TlsError, Unusable) as error:
+            log.error("%s", error)
+            code = EXIT_CONFIG
     # A thread inside a cloud's SDK must not keep the process: everything is saved.
     logging.shutdown()
     sys.stderr.flush()
@@ -191,33 +234,40 @@ class _NoWorkers:
         return {}
 
 
-def end_leftovers(folder: Path) -> int:
+def end_leftovers(folder: Path, say: Callable[[str], None] = lambda _: None) -> int:
     """End the replicas of a gateway that does not run; how many there were. Verified, like `gateway down`.
 
-    Raises StateDirBusy when the gateway runs after all.
+    `say`: lines for the person who waits. Raises StateDirBusy when the gateway runs after all, and TableError
+    when its table cannot be used.
     """
     if not (folder / TABLE_FILE).exists():
         return 0
     lock = statedir.lock(folder)
     try:
-        return asyncio.run(_end_leftovers(folder, statedir.last_start(folder)))
+        return asyncio.run(_end_leftovers(folder, statedir.last_start(folder), say))
     finally:
         os.close(lock)
 
 
-async def _end_leftovers(folder: Path, last: dict[str, Any]) -> int:
+async def _end_leftovers(folder: Path, last: dict[str, Any], say: Callable[[str], None]) -> int:
     async with contextlib.AsyncExitStack() as stack:
         table = stack.enter_context(Table(folder / TABLE_FILE))
-        rows = table.replicas()
-        if not rows:
-            return 0
+        ever = table.replicas(gone=True)
+        if not ever:
+            return 0  # nothing was ever launched
         board = stack.enter_context(Board.create(folder / BOARD_FILE, 1))
         urls = tuple(last.get("replica", ()))
-        provisioner = make_provisioner(last.get("provisioner"), folder, table.owner, urls=urls)
+        name = table.provisioner or last.get("provisioner")
+        provisioner = make_provisioner(name, folder, table.owner, urls=urls)
         stack.push_async_callback(provisioner.close)
-        newest = rows[-1]
+        left = {r.id for r in table.replicas()}
+        with contextlib.suppress(InstancesUnknown):  # `down` asks until it is told
+            left |= {id for id in await provisioner.instances() if owned_by(id, table.owner)}
+        if not left:
+            return 0
+        say(f"ending {', '.join(sorted(left))}")
         controller = Controller(
-            (spec.parse(newest.spec_text, newest.service, name=newest.service),),
+            (_service_of(ever[-1]),),
             provisioner,
             table,
             board,
@@ -228,4 +278,10 @@ async def _end_leftovers(folder: Path, last: dict[str, Any]) -> int:
         )
         stack.push_async_callback(controller.close)
         await controller.down()
-        return len(rows)
+        return len(left)
+
+
+def _service_of(r: Replica) -> Service:
+    """To end a replica no YAML is needed: for one that cannot be read any more the least there is will do."""
+    least = "run: 'false'\nservice: {readiness_probe: /health, replicas: 1, ports: 1}"
+    return as_it_was(r, spec.parse(least, r.service, name=r.service))

@@ -33,12 +33,15 @@ PORT = click.IntRange(0, 65535)
 
 
 class Texts(click.ParamType):
-    """One of several texts; an environment variable may hold many, split by commas or spaces."""
+    """One of several texts; an environment variable may hold many, apart by `split`."""
 
     name = "text"
 
+    def __init__(self, split: str) -> None:
+        self._split = split
+
     def split_envvar_value(self, rv: str) -> list[str]:
-        return [item for item in re.split(r"[,\s]+", rv) if item]
+        return [item for item in re.split(self._split, rv) if item]
 
 
 def setting_option(row: Setting) -> Callable[[Function], Function]:
@@ -48,13 +51,14 @@ def setting_option(row: Setting) -> Callable[[Function], Function]:
         shown = ""
     more: dict[str, Any] = {"type": click.Choice(row.choices)} if row.choices else {"metavar": _metavar(row)}
     if row.kind == "texts":
-        more |= {"multiple": True, "type": Texts()}
-    elif row.kind == "flag":
-        more = {"is_flag": True, "default": False}
+        more |= {"multiple": True, "type": Texts(row.split)}
+    elif row.kind in ("flag", "switch"):
+        more = {"is_flag": True, "default": False if row.kind == "flag" else None}
     else:
         more["default"] = None
     text = f"{row.sentence} [{shown}{row.env}]"
-    return click.option(row.option, row.name, envvar=row.env, help=text, **more)
+    option = f"{row.option}/--no-{row.option[2:]}" if row.kind == "switch" else row.option
+    return click.option(option, row.name, envvar=row.env, help=text, **more)
 
 
 def _metavar(row: Setting) -> str:
@@ -80,9 +84,11 @@ def main() -> None:
 
 
 def load_service(settings: Settings) -> Service:
+    from gateway import launching
     from replicas import spec
 
-    return spec.load(settings.yaml, model=settings.model, environ=os.environ)
+    known = launching.variables(settings, os.environ, launching.kept(settings.state_dir))
+    return spec.load(settings.yaml, model=settings.model, environ={**os.environ, **known.all()})
 
 
 @main.command()
@@ -91,6 +97,7 @@ def load_service(settings: Settings) -> Service:
 @click.option("--end-replicas", is_flag=True, hidden=True, help="Replicas end with the gateway (demo).")
 def up(file: str | None, end_replicas: bool, **values: Any) -> None:
     """Serve the SkyPilot YAML in FILE; without FILE, a simulated model on this machine."""
+    from gateway import transport
     from gateway.supervisor import Supervisor
 
     with friendly():
@@ -98,7 +105,10 @@ def up(file: str | None, end_replicas: bool, **values: Any) -> None:
         settings = replace(settings, provisioner=options.guess_provisioner(settings))
         service = load_service(settings)
         set_up_logging(settings)
-        for warning in service.warnings if settings.file else ():
+        warnings = [*service.warnings] if settings.file else []
+        if doubt := transport.check(settings, service):
+            warnings.append(doubt)
+        for warning in warnings:
             click.echo(f"warning: {warning}", err=True)
         ends = end_replicas or (settings.provisioner == "local" and sys.stdin.isatty())
 
@@ -106,7 +116,8 @@ def up(file: str | None, end_replicas: bool, **values: Any) -> None:
             for line in banner_lines(settings, service, supervisor.url, supervisor.admin_url, ends):
                 click.echo(line, err=True)
 
-        supervisor = Supervisor(settings, (service.name,), end_replicas=ends, started=banner)
+        leash = sys.stdin.fileno() if end_replicas else None
+        supervisor = Supervisor(settings, (service.name,), end_replicas=ends, started=banner, leash=leash)
         sys.exit(supervisor.run())
 
 

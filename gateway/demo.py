@@ -35,7 +35,7 @@ from replicas.phases import PHASES
 from replicas.table import Table
 
 QUESTION = 'How many times does the letter R occur in "strawberry"?'
-MAX_TOKENS = 160
+MAX_TOKENS = 256  # the simulated answer has 229: it ends by itself
 START_SECONDS = 30.0
 # Ending means: drain the open answer, end the replica, verify. Usually a second.
 STOP_SECONDS = 90.0
@@ -132,7 +132,7 @@ class Gateway:
             self._process = subprocess.Popen(
                 [*processes.module_command("gateway"), "up", "--end-replicas", *where],
                 env={k: v for k, v in os.environ.items() if k not in ours},
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # it ends when we are gone, killed even (`gateway up --end-replicas`)
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C reaches us, and we end it in order
@@ -169,6 +169,8 @@ class Gateway:
                 self._end_leftovers()
             except KeyboardInterrupt:
                 process.send_signal(signal.SIGTERM)
+        if process.stdin is not None:
+            process.stdin.close()
 
     def _end_leftovers(self) -> None:
         from gateway.assembly import end_leftovers
@@ -337,19 +339,19 @@ def _watch_cold_start(gateway: Gateway, admin: AdminClient, request: Request, co
 
 
 def cold_start_line(service: dict[str, Any], elapsed: float) -> tuple[str, str]:
-    """(what changes seldom, one line for now) of a service whose first replica starts."""
+    """(what changes seldom, one line of at most 79 columns) of a service whose first replica starts."""
     waiting = f"{service['demand']['waiting']} held"
     if not service["replicas"]:
         return "none", f"{elapsed:4.0f} s  {waiting}  no replica yet"
     replica = service["replicas"][-1]
     phase = replica.get("phase")
     done = PHASES[: PHASES.index(phase)] if phase in PHASES else ()
-    steps = " ".join([*(f"{name} ✓" for name in done), phase or replica["state"]])
+    steps = " ".join([*(f"{name}✓" for name in done), phase or replica["state"]])
     eta = replica.get("eta_seconds")
-    left = f"ready in about {duration(eta)}" if eta else "no ETA yet" if eta is None else "ready any moment"
+    left = f"{duration(eta)} left" if eta else "no ETA yet" if eta is None else "any moment"
     if replica["state"] not in ("pending", "provisioning", "starting"):
         left = ""
-    parts = [f"{elapsed:4.0f} s", waiting, steps, bar(replica.get("progress")), left]
+    parts = [f"{elapsed:4.0f} s", waiting, steps, bar(replica.get("progress"), 5), left]
     return f"{phase or replica['state']}", "  ".join(part for part in parts if part)
 
 

@@ -80,23 +80,32 @@ def _service_view(service: Mapping[str, Any], now: float) -> list[RenderableType
 
 
 def _replica_table(replicas: list[Mapping[str, Any]], now: float) -> Table:
-    table = Table(box=None, pad_edge=True, header_style="dim")
-    for title in ("replica", "state", "phase", "ETA", "since", "in flight", "depth", "$/h", "reason"):
-        table.add_column(title, overflow="fold" if title in ("replica", "reason") else "ellipsis")
+    """One row each. Columns in which nothing stands are left out: 80 columns are soon full."""
+    titles = ("replica", "state", "phase", "ETA", "since", "in flight", "depth", "$/h", "reason")
+    rows: list[tuple[str | Text, ...]] = []
     for replica in replicas:
         state = replica["state"] + (" (outdated)" if replica.get("outdated") else "")
         window = replica.get("window")
-        table.add_row(
-            Text(replica["id"]),
-            Text(state, style=STYLES.get(replica["state"], "yellow")),
-            Text(f"{replica.get('phase') or ''} {bar(replica.get('progress'))}".strip()),
-            duration(replica.get("eta_seconds")),
-            duration(now - replica["since"]) if replica.get("since") else "",
-            f"{replica['in_flight']}" + (f"/{window}" if window else ""),
-            "" if replica.get("queue_depth") is None else str(replica["queue_depth"]),
-            f"{replica['hourly_cost']:.2f}" if replica.get("hourly_cost") else "",
-            Text(replica.get("reason") or ""),
+        rows.append(
+            (
+                Text(replica["id"]),
+                Text(state, style=STYLES.get(replica["state"], "yellow")),
+                Text(f"{replica.get('phase') or ''} {bar(replica.get('progress'))}".strip()),
+                duration(replica.get("eta_seconds")),
+                duration(now - replica["since"]) if replica.get("since") else "",
+                f"{replica['in_flight']}" + (f"/{window}" if window else ""),
+                "" if replica.get("queue_depth") is None else str(replica["queue_depth"]),
+                f"{replica['hourly_cost']:.2f}" if replica.get("hourly_cost") else "",
+                Text(replica.get("reason") or ""),
+            )
         )
+    table = Table(box=None, pad_edge=True, header_style="dim")
+    shown = [i for i in range(len(titles)) if any(row[i] for row in rows)]
+    for i in shown:
+        whole = titles[i] == "replica"  # an id is there to be copied
+        table.add_column(titles[i], no_wrap=whole, overflow="fold" if titles[i] == "reason" else "ellipsis")
+    for row in rows:
+        table.add_row(*(row[i] for i in shown))
     return table
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
-from collections.abc import AsyncIterator, Callable
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,9 @@ FOLLOW_SECONDS = 0.2
 CHUNK_BYTES = 64 * 1024
 # Lines are looked for in so much of the file's end; a progress bar of hours can be one line of megabytes.
 TAIL_BYTES = 4 * 1024 * 1024
+# What a dead replica printed is kept for two weeks after it was last written to.
+KEPT_SECONDS = 14 * 86_400
+TIDY_SECONDS = 3600
 
 
 def log_file(state_dir: Path, replica: str) -> Path | None:
@@ -34,6 +40,35 @@ def known_replicas(state_dir: Path) -> list[dict[str, Any]]:
             stat = path.stat()
             found.append({"id": path.parent.name, "bytes": stat.st_size, "modified": stat.st_mtime})
     return sorted(found, key=lambda replica: replica["modified"], reverse=True)
+
+
+def prune(state_dir: Path, live: Collection[str], now: float, keep: float = KEPT_SECONDS) -> list[str]:
+    """Delete the folders of replicas in which nothing was written for `keep` seconds; never of one that is
+    `live` or has a record of a process. Returns their ids."""
+    gone = []
+    for folder in sorted((state_dir / FOLDER).glob("*-gw-*")):
+        if folder.name in live or not _ID.fullmatch(folder.name) or folder.is_symlink():
+            continue
+        if now - _written(folder) > keep and not (folder / "process.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            gone.append(folder.name)
+    return gone
+
+
+def _written(folder: Path) -> float:
+    """When anything in the folder was last written, unix seconds."""
+    latest = 0.0
+    for path in (folder, *folder.rglob("*")):
+        with contextlib.suppress(OSError):  # just removed, by whoever
+            latest = max(latest, path.lstat().st_mtime)
+    return latest
+
+
+async def tidy(state_dir: Path, live: Callable[[], Collection[str]]) -> None:
+    """Prune now and each hour, until cancelled."""
+    while True:
+        await asyncio.to_thread(prune, state_dir, live(), time.time())
+        await asyncio.sleep(TIDY_SECONDS)
 
 
 def tail(path: Path, lines: int) -> tuple[str, int]:

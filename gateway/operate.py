@@ -44,12 +44,14 @@ def friendly() -> Iterator[None]:
     from gateway.sockets import PortError
     from gateway.statedir import StateDirBusy
     from replicas.spec import SpecError
+    from replicas.table import TableError
+    from replicas.tls import TlsError
 
     try:
         yield
     except SettingsError as error:
         raise click.UsageError(str(error)) from None
-    except (ClientError, PortError, StateDirBusy, SpecError) as error:
+    except (ClientError, PortError, StateDirBusy, SpecError, TableError, TlsError) as error:
         raise click.ClickException(str(error)) from None
 
 
@@ -177,7 +179,7 @@ def down(**where: str | None) -> None:
         from gateway.assembly import end_leftovers
 
         with friendly():
-            count = end_leftovers(folder)
+            count = end_leftovers(folder, click.echo)
         ended = f"{count} of its replicas ended" if count else "nothing to end"
         click.echo(f"no gateway runs; {ended}")
         return

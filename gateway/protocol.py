@@ -1,11 +1,10 @@
 """uvicorn's HTTP protocol, with the proxied paths served by us: no ASGI between the socket and the relay.
 
-uvicorn keeps the life cycle, the limits, TLS and every other path (those go to the ASGI app). A POST to a path of
-`openai.ENDPOINTS` gets a `Client` where uvicorn would make its `RequestResponseCycle`, so the base class works on with
-the few attributes that it needs: `response_complete`, `keep_alive`, `disconnected`, `message_event`. They are
-private to uvicorn 0.35, which SkyPilot pins; `tests/gateway/test_fast_path.py` fails where they change.
-
-Measured beside ASGI on one core: a request costs half as much, a streamed chunk two thirds (bench/README.md).
+uvicorn keeps the life cycle, the limits, TLS and every other path (those go to the ASGI app). A POST to a
+path of `openai.ENDPOINTS` gets a `Client` where uvicorn would make its `RequestResponseCycle`, so the base
+class works on with the few attributes that it needs: `response_complete`, `keep_alive`, `disconnected`,
+`message_event`. They are private to uvicorn 0.35, which SkyPilot pins; `tests/gateway/test_fast_path.py`
+fails where they change.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from gateway.proxy import Exchange
 if TYPE_CHECKING:
     from gateway.worker import Worker
 
-# A request's head, or the next bytes of its body, must come within this; also how long the rest of a refused body is
-# read before its connection is closed (nginx's lingering_time): closing with unread bytes resets the connection, and
-# the client might never see the answer that it was sent before.
+# A request's head, or the next bytes of its body, must come within this; also how long the rest of a refused
+# body is read before its connection is closed (nginx's lingering_time): closing with unread bytes resets the
+# connection, and the client might never see the answer that it was sent before.
 READ_SECONDS = 30.0
 
 
@@ -43,9 +42,9 @@ class Client:
     """
 
     __slots__ = (
-        "_begun", "_chunked", "_flow", "_left", "_limit", "_parts", "_protocol", "_size", "_timer", "_transport",
-        "body", "disconnected", "endpoint", "exchange", "expects", "headers", "keep_alive", "message_event",
-        "more_body", "query", "response_complete", "version",
+        "_begun", "_chunked", "_flow", "_left", "_limit", "_parts", "_protocol", "_size", "_timer",
+        "_transport", "body", "disconnected", "endpoint", "exchange", "expects", "headers",
+        "keep_alive", "message_event", "more_body", "query", "response_complete", "version",
     )  # fmt: skip
 
     def __init__(
@@ -191,8 +190,9 @@ class Client:
     # --- what goes
 
     def start(self, status: int, headers: list[Header]) -> None:
-        """Write status line and headers. Without a content-length the body is chunked, or ends with the connection
-        for HTTP/1.0."""
+        """Write status line and headers. Without a content-length the body is chunked, or ends with the
+        connection for HTTP/1.0.
+        """
         lines = [STATUS_LINE.get(status) or b"HTTP/1.1 %d \r\n" % status]
         self._left = None
         for name, value in headers:

@@ -1,8 +1,8 @@
 """One request, from its head to its typed end: checks, the wait for a lease, attempts.
 
-`Exchange` is told by its `Client` (protocol.py) what has come; once the body is whole and valid it has a task of its
-own. An attempt at an upstream, and the relay of the answer, are in relay.py; what the client may still be sent is in
-reply.py. A client that leaves cancels the task, in whichever phase it is.
+`Exchange` is told by its `Client` (protocol.py) what has come; once the body is whole and valid it has a task
+of its own. An attempt at an upstream, and the relay of the answer, are in relay.py; what the client may still
+be sent is in reply.py. A client that leaves cancels the task, in whichever phase it is.
 """
 
 from __future__ import annotations
@@ -176,7 +176,8 @@ class Exchange:
             )
         kind = headers.get(b"content-type", b"")
         if kind != b"application/json" and kind.partition(b";")[0].strip().lower() != b"application/json":
-            # Also what keeps a web page from waking a paid machine: a browser asks before it may send this type.
+            # Also what keeps a web page from waking a paid machine: a browser asks before it may send this
+            # type.
             raise UnsupportedEncoding(
                 "Send the body as JSON, with 'Content-Type: application/json'.",
                 code="unsupported_content_type",
@@ -184,7 +185,8 @@ class Exchange:
         declared = headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > settings.max_body:
             raise BodyTooLarge(
-                f"The request body has {int(declared)} bytes; at most {settings.max_body} are served (--max-body)."
+                f"The request body has {int(declared)} bytes; at most {settings.max_body} are served "
+                "(--max-body)."
             )
 
     def _check_body(self, raw: bytes) -> None:
@@ -324,7 +326,7 @@ class Exchange:
         """`reject`: a client that does not want to be held only wakes the service. Raises NotHeld."""
         if self.patience.mode == "reject" and not len(upstreams):
             upstreams.check()
-            self.worker.wake()
+            self.worker.wake(upstreams, self.key, self.request_id)
             raise NotHeld(
                 f"{upstreams.info.name} is starting. Try again later (X-Gateway-Hold: reject).",
                 headers=_cold_headers(upstreams),
@@ -335,6 +337,7 @@ class Exchange:
         """Wait in the room, with beats. Returns when the place's future is done."""
         upstreams, wait, reply = self.upstreams, self.patience, self.reply
         assert upstreams is not None
+        self.worker.waits(upstreams, self.key, self.request_id)
         entered = self.loop.time()
         limit = self.started + upstreams.info.hold_max_seconds
         if wait.give_up is not None:
@@ -391,7 +394,8 @@ def _cold_headers(upstreams: Upstreams) -> dict[str, str]:
 
 
 def _cold_text(upstreams: Upstreams, waited: float) -> str:
-    """The comment of a held stream, e.g. `cold-start phase=load progress=62% eta=410s`."""
+    """The comment of a held stream, e.g. `cold-start phase=load progress=62% eta=410s`, or while it looks for
+    a machine `cold-start phase=provision plan=2/3 attempt=14 eta=unknown`."""
     if len(upstreams):
         return f"waiting for a free place, {waited:.0f} s"
     cold = upstreams.cold
@@ -400,5 +404,9 @@ def _cold_text(upstreams: Upstreams, waited: float) -> str:
     parts = [f"cold-start phase={cold.phase or 'pending'}"]
     if cold.progress is not None:
         parts.append(f"progress={cold.progress * 100:.0f}%")
+    if cold.plan:
+        parts.append(f"plan={cold.plan}")
+    if cold.attempt > 1:
+        parts.append(f"attempt={cold.attempt}")
     parts.append(f"eta={cold.eta_seconds:.0f}s" if cold.eta_seconds is not None else "eta=unknown")
     return " ".join(parts)

@@ -1,8 +1,8 @@
 """One attempt: a request on one connection to one upstream, its answer relayed as it comes.
 
-The request's task sleeps while the answer streams. Bytes go from the upstream's socket to the client's in the callback
-that brought them; a client that reads too slowly pauses the upstream's socket. One timer watches the clock: for the
-beats that a silent replica needs, for its time limit and for the client's.
+The request's task sleeps while the answer streams. Bytes go from the upstream's socket to the client's in the
+callback that brought them; a client that reads too slowly pauses the upstream's socket. One timer watches the
+clock: for the beats that a silent replica needs, for its time limit and for the client's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from gateway import headers as lines
 from gateway import openai
-from gateway.errors import BadResponse, DiedMidway, End, Refused, UpstreamError, UpstreamTimeout
+from gateway.errors import BadResponse, DiedMidway, End, NotTaken, Refused, UpstreamError, UpstreamTimeout
 from gateway.upstream import Connection, Stale
 from gateway.upstreams import Upstream, Upstreams
 
@@ -24,7 +24,9 @@ MAX_ERROR_BODY = 256 * 1024  # bytes read of a replica's error answer
 
 
 class Attempt:
-    """Mutable: by the request's task, and by the callbacks of socket and timer. `connection` is set once dialled."""
+    """Mutable: by the request's task, and by the callbacks of socket and timer. `connection` is set once
+    dialled.
+    """
 
     __slots__ = (
         "_cells", "_chunk", "_client", "_ended", "_exchange", "_last", "_loop", "_over", "_reply", "_timer",
@@ -157,7 +159,8 @@ class Attempt:
     def writable(self) -> None:
         """The client has read on."""
         connection = self.connection
-        self._last = self._reply.sent_at = now = self._loop.time()  # its slow time is not the replica's silence
+        # Its slow time is not the replica's silence.
+        self._last = self._reply.sent_at = now = self._loop.time()
         self._look_again(now)
         if connection is not None and self._over is not None:
             connection.resume()
@@ -241,6 +244,4 @@ class Attempt:
 
 def counts_against(error: UpstreamError) -> bool:
     """Whether an attempt's failure is the replica's fault: never a 4xx, never "queue full"."""
-    from gateway.errors import NotTaken
-
     return not isinstance(error, NotTaken) and not (isinstance(error, Refused) and error.status < 500)

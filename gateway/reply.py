@@ -33,13 +33,15 @@ class Sink(Protocol):
 class Reply:
     """Mutable: by the request's `Exchange` and `Attempt`s. Nothing here waits; `Sink.paused` says when to.
 
-    `started`: a head was sent. `committed`: it was ours, before the replica's. `relayed`: bytes of the replica's
-    body were sent. `sent_at`: loop time of the last bytes to the client. `beating`: they were a beat.
+    `started`: a head was sent. `committed`: it was ours, before the replica's. `relayed`: bytes of the
+    replica's body were sent. `sent_at`: loop time of the last bytes to the client. `beating`: they were a
+    beat.
     """
 
     __slots__ = (
-        "_chunk_at", "_client", "_endpoint", "_kept", "_model", "_request_id", "_rid", "_tails", "aborted", "beating",
-        "committed", "finished", "relayed", "sent_at", "started", "status", "stream",
+        "_chunk_at", "_client", "_endpoint", "_kept", "_model", "_request_id", "_rid", "_tails",
+        "aborted", "beating", "committed", "finished", "relayed", "sent_at", "started", "status",
+        "stream",
     )  # fmt: skip
 
     def __init__(self, client: Sink, endpoint: openai.Endpoint, request_id: str, now: float) -> None:

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["text", "int", "float", "flag", "path", "texts"]
+from replicas import plans
+
+Kind = Literal["text", "int", "float", "flag", "switch", "path", "texts"]
 
 DEFAULT_CONFIG = "local.yaml"
 MIN_KEY_CHARACTERS = 8
@@ -29,7 +31,11 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One row of the table. `default` is what the command line would say; `choices` limits a text."""
+    """One row of the table. `default` is what the command line would say; `choices` limits a text.
+
+    A `switch` is a flag with a third state: not said. An environment variable holds several texts apart by
+    `split`.
+    """
 
     name: str
     default: Any
@@ -39,6 +45,7 @@ class Setting:
     variable: str = ""
     secret: bool = False
     metavar: str = ""
+    split: str = r"[,\s]+"
 
     @property
     def option(self) -> str:
@@ -79,6 +86,14 @@ SETTINGS: tuple[Setting, ...] = (
         secret=True,
     ),
     Setting(
+        "replica_transport",
+        None,
+        "text",
+        "How replicas are spoken to (default: skypilot tls if `run` uses $REPLICA_TLS_CERT, others plain).",
+        choices=("tls", "plain"),
+    ),
+    Setting("replica_ca", None, "path", "PEM file to verify https:// replicas with.", metavar="FILE"),
+    Setting(
         "api_key",
         (),
         "texts",
@@ -117,7 +132,52 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("min_replicas", None, "int", "Fewest replicas, instead of the YAML's figure."),
     Setting("max_replicas", None, "int", "Most replicas, instead of the YAML's figure."),
     Setting("model", None, "text", "Model name clients see (default: from the YAML's command)."),
-    Setting("price", None, "float", "Dollars per replica hour, for local and static replicas."),
+    Setting(
+        "plan",
+        (),
+        "texts",
+        "Hardware to launch on, such as H100:8x2; the next when there is no capacity (repeatable).",
+        variable="GATEWAY_PLANS",
+        metavar="ACCELERATOR:COUNTxNODES",
+    ),
+    Setting("gpus", None, "text", "Accelerators per node, instead of the YAML's, such as H200:8."),
+    Setting("num_nodes", None, "int", "Nodes per replica, instead of the YAML's."),
+    Setting("use_spot", None, "switch", "Spot machines; --no-use-spot: on-demand (default: the YAML's)."),
+    Setting("infra", None, "text", "Where to launch, such as aws/us-east-1 or k8s, instead of the YAML's."),
+    Setting(
+        "env",
+        (),
+        "texts",
+        "Variable of every replica (repeatable); NAME alone takes the value from the environment.",
+        metavar="NAME=VALUE",
+        split=r"\n+",
+    ),
+    Setting(
+        "secret",
+        (),
+        "texts",
+        "Secret variable of every replica, its value taken from the environment (repeatable).",
+        variable="GATEWAY_SECRETS",
+        metavar="NAME",
+    ),
+    Setting("env_file", None, "path", "File with lines NAME=VALUE, secret variables too.", metavar="FILE"),
+    Setting(
+        "max_hourly_cost", None, "float", "Most dollars per hour; no launch passes it.", metavar="DOLLARS"
+    ),
+    Setting(
+        "max_daily_cost",
+        None,
+        "float",
+        "Dollars within 24 hours after which nothing more is launched; streams go on.",
+        metavar="DOLLARS",
+    ),
+    Setting(
+        "price",
+        (),
+        "texts",
+        "Dollars per hour: of a node (H200:8=27.5) that the catalogue does not price, or of any replica (2).",
+        metavar="[ACCELERATOR:COUNT=]DOLLARS",
+    ),
     Setting("probe_interval", None, "float", "Seconds between readiness probes (default: the YAML's)."),
     Setting("upscale_delay", None, "float", "Sustained demand before scaling up (default: the YAML's)."),
     Setting("downscale_delay", None, "float", "Sustained quiet before scaling down (default: the YAML's)."),
@@ -138,6 +198,8 @@ class Settings:
     provisioner: Literal["local", "static", "skypilot"] | None = None
     replica: tuple[str, ...] = ()
     replica_api_key: str | None = None
+    replica_transport: Literal["tls", "plain"] | None = None
+    replica_ca: str | None = None
     api_key: tuple[tuple[str, str], ...] = ()
     insecure_open: bool = False
     workers: int = 1
@@ -163,7 +225,17 @@ class Settings:
     min_replicas: int | None = None
     max_replicas: int | None = None
     model: str | None = None
-    price: float | None = None
+    plan: tuple[str, ...] = ()
+    gpus: str | None = None
+    num_nodes: int | None = None
+    use_spot: bool | None = None
+    infra: str | None = None
+    env: tuple[str, ...] = field(default=(), repr=False)
+    secret: tuple[str, ...] = ()
+    env_file: str | None = None
+    max_hourly_cost: float | None = None
+    max_daily_cost: float | None = None
+    price: tuple[str, ...] = ()
     probe_interval: float | None = None
     upscale_delay: float | None = None
     downscale_delay: float | None = None
@@ -183,7 +255,8 @@ class Settings:
         given = dict(values)
         given["file"] = Path(given["file"]) if given.get("file") else None
         given["state_dir"] = Path(given["state_dir"])
-        given["replica"] = tuple(given.get("replica", ()))
+        for name in ("replica", "plan", "env", "secret", "price"):
+            given[name] = tuple(given.get(name, ()))
         given["api_key"] = tuple((name, key) for name, key in given.get("api_key", ()))
         return cls(**given)
 
@@ -201,7 +274,11 @@ def make(file: str | Path | None = None, **values: Any) -> Settings:
     full = {row.name: values.get(row.name, row.default) for row in SETTINGS}
     clean: dict[str, Any] = {name: _read(rows[name], value) for name, value in full.items()}
     clean["api_key"] = parse_api_keys(clean["api_key"])
+    if clean["replica_ca"] is not None:
+        clean["replica_ca"] = str(Path(clean["replica_ca"]).expanduser().absolute())
     clean["state_dir"] = Path(clean["state_dir"]).expanduser().absolute()
+    if clean["env_file"] is not None:
+        clean["env_file"] = str(Path(clean["env_file"]).expanduser().absolute())
     settings = Settings(file=Path(file).expanduser() if file else None, **clean)
     _check(settings)
     return settings
@@ -273,15 +350,16 @@ def _read(row: Setting, value: Any) -> Any:
                 if number != number or number in (float("inf"), float("-inf")):
                     raise ValueError
                 return number
-            case "flag":
+            case "flag" | "switch":
                 return value if isinstance(value, bool) else _flag(str(value))
             case "texts":
-                items = re.split(r"[,\s]+", value.strip()) if isinstance(value, str) else value
+                items = re.split(row.split, value.strip()) if isinstance(value, str) else value
                 return tuple(str(item) for item in items if item)
             case _:
                 text = str(value)
     except ValueError:
-        what = {"int": "a whole number", "float": "a number", "flag": "true or false"}[row.kind]
+        words = {"int": "a whole number", "float": "a number"}
+        what = words.get(row.kind, "true or false")
         raise SettingsError(f"{row.option} ({row.env}) wants {what}, not {value!r}") from None
     if row.choices and text not in row.choices:
         raise SettingsError(f"{row.option} ({row.env}) is one of {', '.join(row.choices)}, not {text!r}")
@@ -300,7 +378,7 @@ def _flag(text: str) -> bool:
 _LEAST: dict[str, float] = {
     **dict.fromkeys(("port", "admin_port", "beat_after", "commit_after"), 0),
     **dict.fromkeys(("max_waiting", "max_waiting_bytes"), 0),
-    **dict.fromkeys(("min_replicas", "max_replicas", "price", "idle_timeout", "drain_timeout"), 0),
+    **dict.fromkeys(("min_replicas", "max_replicas", "idle_timeout", "drain_timeout"), 0),
     **dict.fromkeys(("drain_limit", "upscale_delay", "downscale_delay"), 0),
     **dict.fromkeys(("workers", "window_max", "max_body"), 1),
 }
@@ -334,6 +412,7 @@ def _check(settings: Settings) -> None:
     if settings.port and (settings.host, settings.port) == (settings.admin_host, settings.admin_port):
         raise SettingsError(f"--port and --admin-port are both {settings.port}: change one of them")
     _check_replicas(settings)
+    _check_plans(settings)
     socket_path = settings.state_dir / CONTROL_SOCKET
     size = len(str(socket_path).encode())
     if size > MAX_SOCKET_PATH_BYTES:
@@ -345,6 +424,20 @@ def _check(settings: Settings) -> None:
         raise SettingsError(f"{settings.file}: no such file; name a SkyPilot YAML, or no FILE to try it here")
 
 
+def _check_plans(settings: Settings) -> None:
+    if settings.plan and (settings.gpus or settings.num_nodes):
+        raise SettingsError("--plan says accelerators and nodes itself: leave out --gpus and --num-nodes")
+    for option, read in (("--plan", settings.plan), ("--price", settings.price)):
+        try:
+            plans.parse_prices(read) if option == "--price" else [plans.parse(text) for text in read]
+        except plans.PlanError as error:
+            raise SettingsError(f"{option}: {error}") from None
+    try:
+        plans.accelerators(settings.gpus or "any")
+    except plans.PlanError as error:
+        raise SettingsError(f"--gpus: {error}") from None
+
+
 def _check_replicas(settings: Settings) -> None:
     low, high = settings.min_replicas, settings.max_replicas
     if low is not None and high is not None and low > high:
@@ -354,7 +447,7 @@ def _check_replicas(settings: Settings) -> None:
     if settings.provisioner == "static" and not settings.replica:
         raise SettingsError("--provisioner static needs at least one --replica URL (or GATEWAY_REPLICAS)")
     for url in settings.replica:
-        if not re.fullmatch(r"http://[^/?#\s]+/?", url):
-            raise SettingsError(f"--replica {url}: wants http://HOST:PORT and nothing after it")
+        if not re.fullmatch(r"https?://[^/?#@\s]+/?", url):
+            raise SettingsError(f"--replica {url}: wants http(s)://HOST:PORT and nothing after it")
     if len(set(settings.replica)) != len(settings.replica):
         raise SettingsError("--replica: the same URL is given twice; each server is named once")

@@ -20,7 +20,8 @@ LOCK_WAIT_SECONDS = 10.0
 
 
 class StateDirBusy(Exception):
-    """Another gateway lives in this state dir. The text is one line and says what to do next."""
+    """Another gateway lives in this state dir, or in the one that it is a copy of. The text is one line and
+    says what to do next."""
 
 
 def is_alive(pid: int) -> bool:
@@ -56,6 +57,13 @@ def lock(
         raise StateDirBusy(
             f"the state dir {folder} cannot be used ({error.strerror}): give --state-dir a folder of your own"
         ) from None
+    original = _copied_from(folder)
+    if original is not None:
+        os.close(fd)
+        raise StateDirBusy(
+            f"the state dir {folder} is a copy of {original}, so both would own the same replicas and end"
+            f" each other's: use that one, or delete state.db and {ADDRESS_FILE} of the copy"
+        )
     deadline = clock() + wait_s
     while True:
         try:
@@ -90,14 +98,31 @@ def write_address(folder: Path, values: dict[str, Any]) -> None:
     """Say where the gateway of this state dir listens, for the CLI. Replaced whole: no reader sees half a
     file."""
     new = folder / (ADDRESS_FILE + ".new")
-    new.write_text(json.dumps(values) + "\n")
+    home = {"path": str(folder.resolve()), "inode": folder.stat().st_ino}
+    new.write_text(json.dumps({**values, "home": home}) + "\n")
     new.replace(folder / ADDRESS_FILE)
+
+
+def _copied_from(folder: Path) -> Path | None:
+    """The state dir that this one was copied from, if that still exists; one that was moved is none."""
+    try:
+        home = _read(folder)["home"]
+        original = Path(home["path"])
+        if original.stat().st_ino == home["inode"] and not original.samefile(folder):
+            return original
+    except (OSError, ValueError, KeyError, TypeError):  # none, of an older gateway, or gone
+        pass
+    return None
+
+
+def _read(folder: Path) -> Any:
+    return json.loads((folder / ADDRESS_FILE).read_text())
 
 
 def read_address(folder: Path) -> dict[str, Any] | None:
     """What `write_address` said, when that gateway still runs."""
     try:
-        values = json.loads((folder / ADDRESS_FILE).read_text())
+        values = _read(folder)
     except (OSError, ValueError):
         return None
     running = isinstance(values, dict) and values.get("pid") and is_alive(int(values["pid"]))
@@ -112,7 +137,7 @@ def forget_address(folder: Path) -> None:
 def last_start(folder: Path) -> dict[str, Any]:
     """How the gateway was started last (`provisioner`, `replica`): who has to end what it left."""
     try:
-        last = json.loads((folder / ADDRESS_FILE).read_text()).get("last", {})
+        last = _read(folder).get("last", {})
     except (OSError, ValueError, AttributeError):
         return {}
     return last if isinstance(last, dict) else {}

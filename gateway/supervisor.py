@@ -58,6 +58,7 @@ class Slot:
     process: subprocess.Popen[bytes] | None = None
     deaths: deque[float] = field(default_factory=deque)
     restart_at: float | None = None
+    starts: int = 0
     exit_code: int | None = None
 
     @property
@@ -79,6 +80,7 @@ class Supervisor:
     `services`: names by service index, for accounting a dead worker's requests. `end_replicas`: replicas end
     with the gateway (demo, `local` on a terminal). `commands`: how each role is started (stubs in tests).
     `say`: lines for the person who started it. `started`: called once, when `url` and `admin_url` are known.
+    `leash`: a descriptor whose end counts as a stop signal: whoever has the other side is gone.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Supervisor:
         commands: Commands | None = None,
         say: Callable[[str], None] | None = None,
         started: Callable[[Supervisor], None] | None = None,
+        leash: int | None = None,
     ) -> None:
         self.settings = settings
         self.services = services
@@ -101,6 +104,7 @@ class Supervisor:
         }
         self._say = say or (lambda line: print(line, file=sys.stderr, flush=True))
         self._started = started
+        self._leash = leash
         self._slots: list[Slot] = []
         self._stops = 0  # stop signals so far
         self._stopping = False
@@ -221,6 +225,7 @@ class Supervisor:
         environment[VARIABLE] = child.to_env()
         environment["GATEWAY_PROCESS"] = slot.name.replace(" ", "-")  # see metrics.py
         slot.restart_at = None
+        slot.starts += 1
         slot.process = subprocess.Popen(
             self._commands[slot.role],
             env=environment,
@@ -232,8 +237,12 @@ class Supervisor:
 
     def _wait(self, seconds: float | None) -> None:
         """Sleep until a signal, a child's death or the time; then look after all of them."""
-        ready, _, _ = select.select([self._wake_r], [], [], None if seconds is None else max(0.0, seconds))
-        if ready:
+        watched = [self._wake_r] if self._leash is None else [self._wake_r, self._leash]
+        ready, _, _ = select.select(watched, [], [], None if seconds is None else max(0.0, seconds))
+        if self._leash in ready and not os.read(self._leash, 4096):
+            self._leash = None
+            self._stops += 1
+        if self._wake_r in ready:
             for number in os.read(self._wake_r, 4096):
                 if number in _STOP_SIGNALS:
                     self._stops += 1
@@ -250,8 +259,8 @@ class Supervisor:
             self._account(slot.index)
         if slot.role == "controller" and code == EXIT_DOWN:
             self._verdict = 0
-        elif code == EXIT_CONFIG and not self._stopping:
-            self._verdict = 1
+        elif code == EXIT_CONFIG and slot.starts == 1 and not self._stopping:
+            self._verdict = 1  # not later: a YAML that is being edited must not end a gateway that serves
         elif not self._stopping or (slot.role == "controller" and self.end_replicas):
             slot.deaths.append(now)
             while slot.deaths[0] < now - DEATHS_REMEMBERED_SECONDS:

@@ -1,8 +1,8 @@
 """Pooled HTTP/1.1 connections to one replica: asyncio.Protocol + httptools, one response at a time.
 
 Written for the hot path: httpx costs 200 us a request above the same transport. The consumer waits in
-`head()` and `read()`, or is told by `sink` of each arrival; one that is too slow pauses the socket, so a stream
-holds a bounded number of bytes here.
+`head()` and `read()`, or is told by `sink` of each arrival; one that is too slow pauses the socket, so a
+stream holds a bounded number of bytes here.
 
 SGLang closes an idle connection after 5.000 s without a word, so one is kept for 4. A request that meets a
 stale connection fails with `Stale`, and only then may it be sent again as if nothing had happened.
@@ -19,11 +19,12 @@ from urllib.parse import urlsplit
 import httptools
 
 from gateway.errors import BadResponse, DiedMidway, DiedSilent, Undialable, UpstreamError
+from replicas import tls
 
 IDLE_SECONDS = 4.0
 # Read from a replica and not yet taken by the client's side; above it the socket is paused. With uvicorn's
 # own 64 KiB
-# of unsent bytes a client that reads nothing costs at most 64 + 64 + 64 (one read) KiB.
+# of unsent bytes a client that reads nothing costs at most 64 + 64 + 64 (one read; 256 by TLS) KiB.
 HIGH_WATER = 64 * 1024
 MAX_HEAD = 64 * 1024  # bytes of status line and headers
 MAX_INTERIM = 8  # 1xx answers before the real one
@@ -93,7 +94,9 @@ class Connection(asyncio.Protocol):
             self._transport.write(data)
 
     async def head(self) -> None:
-        """Wait for the response's head. Raises Stale, DiedSilent, DiedMidway, BadResponse, or `fail`'s error."""
+        """Wait for the response's head. Raises Stale, DiedSilent, DiedMidway, BadResponse, or `fail`'s
+        error.
+        """
         while not self.started:
             self.check()
             await self._wait()
@@ -166,7 +169,9 @@ class Connection(asyncio.Protocol):
             self._waiter.set_result(None)
 
     def check(self) -> None:
-        """Raise what went wrong, if anything did: Stale, DiedSilent, DiedMidway, BadResponse, `fail`'s error."""
+        """Raise what went wrong, if anything did: Stale, DiedSilent, DiedMidway, BadResponse, `fail`'s
+        error.
+        """
         if self._error is not None:
             raise self._error
         if self.closed and not self.done:
@@ -195,6 +200,8 @@ class Connection(asyncio.Protocol):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in _PROBES:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        if self._pool.secure:  # else it would decrypt up to 256 KiB ahead of a slow client
+            transport.set_read_buffer_limits(HIGH_WATER)  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:
         if self._parser is None:  # bytes on an idle connection belong to nobody's answer
@@ -273,9 +280,14 @@ class Connection(asyncio.Protocol):
 
 
 class Pool:
-    """The connections to one replica. `url` is http(s)://host:port with an optional path prefix."""
+    """The connections to one replica. `url` is http(s)://host:port with an optional path prefix.
 
-    def __init__(self, url: str, *, connect_timeout: float = 5.0) -> None:
+    `context` says how an https:// one is verified; by default by its name and the system's store.
+    """
+
+    def __init__(
+        self, url: str, *, connect_timeout: float = 5.0, context: ssl.SSLContext | None = None
+    ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url!r}: a replica's URL is http(s)://host:port")
@@ -284,7 +296,8 @@ class Pool:
         self.port = parts.port or (443 if parts.scheme == "https" else 80)
         self.prefix = parts.path.rstrip("/").encode()
         self.authority = parts.netloc.rpartition("@")[2]
-        self._ssl = ssl.create_default_context() if parts.scheme == "https" else None
+        self.secure = parts.scheme == "https"
+        self._ssl = context or tls.context_for(url, None, None)
         self._connect_timeout = connect_timeout
         self._idle: list[Connection] = []
         self._closed = False
@@ -312,7 +325,8 @@ class Pool:
         except TimeoutError:
             raise Undialable(f"No connection to the replica within {self._connect_timeout:g} s.") from None
         except OSError as error:
-            raise Undialable(f"No connection to the replica: {error.strerror or error}.") from None
+            why = tls.explain(error, self._ssl) or error.strerror or str(error)
+            raise Undialable(f"No connection to the replica: {why}.") from None
         return connection
 
     def keep(self, connection: Connection) -> None:

@@ -17,6 +17,7 @@ from gateway.errors import ColdStartFailed, GatewayError, LaunchBlocked, Service
 from gateway.hold import Place, WaitingRoom
 from gateway.routing import HEALTHY, Health, choose, failed
 from gateway.upstream import Pool
+from replicas import tls
 from replicas.board import Board
 from replicas.control import ColdStart, ServiceInfo, UpstreamInfo
 
@@ -142,7 +143,9 @@ class Upstreams:
             upstream.pool.sweep()
 
     def _made(self, info: UpstreamInfo) -> Upstream:
-        pool = Pool(info.url, connect_timeout=self._limits.connect_timeout)
+        cert = self.info.replica_cert if info.pinned else None
+        context = tls.context_for(info.url, cert, self.info.replica_ca)
+        pool = Pool(info.url, connect_timeout=self._limits.connect_timeout, context=context)
         return Upstream(info.id, info.slot, info.url, info.window, pool)
 
     def _refusal(self) -> GatewayError | None:

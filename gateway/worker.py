@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 1.0
 ABORT_SECONDS = 5.0
+# A request that would not be held still wants a replica: it counts as one waiting for this long, so that the
+# launch
+# it asked for is not cancelled before its client comes back (Retry-After is at most 60 s).
+WAKE_SECONDS = 60.0
 NO_SERVICE = ""  # metric label of requests that named none
 
 
@@ -41,6 +45,8 @@ class Worker:
         self._metrics: dict[str, ServiceMetrics] = {}
         self._access = AccessLog(settings.access_log)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._woken: dict[str, float] = {}
+        self._wakers: dict[str, tuple[str, str]] = {}  # whose request came when nobody waited: key, request
         self._limits = Limits(settings.max_waiting, settings.max_waiting_bytes, settings.connect_timeout)
         self._loop = asyncio.get_running_loop()
         self.control = ControlClient(
@@ -50,6 +56,7 @@ class Worker:
             on_snapshot=self.on_snapshot,
             on_progress=self.on_progress,
             state=self._levels,
+            wakers=lambda: self._wakers,
         )
         self.stopping = False
 
@@ -90,6 +97,7 @@ class Worker:
             await asyncio.sleep(SWEEP_SECONDS)
             for service in self.services.values():
                 service.sweep()
+            self._forget_wakes()
 
     # --- the controller
 
@@ -105,7 +113,7 @@ class Worker:
                     self._board,
                     self.index,
                     limits=self._limits,
-                    on_level=self.control.send_state,
+                    on_level=self._level,
                     on_suspect=self.control.suspect,
                     on_ejection=metrics.ejection,
                 )
@@ -127,12 +135,41 @@ class Worker:
         if service is not None:
             service.cold = cold
 
-    def wake(self) -> None:
-        """Have the controller look at once: a request that is not held has counted as arrived."""
+    def waits(self, upstreams: Upstreams, key: str, request: str) -> None:
+        """A request is held, or wants to be."""
+        self._wakers.setdefault(upstreams.info.name, (key, request))
+
+    def wake(self, upstreams: Upstreams, key: str, request: str) -> None:
+        """Ask for a replica on behalf of a request that is not held."""
+        name = upstreams.info.name
+        self.waits(upstreams, key, request)
+        fresh = name not in self._woken
+        self._woken[name] = self._loop.time() + WAKE_SECONDS
+        if fresh:
+            self.control.send_state()
+
+    def _level(self) -> None:
+        """A room became empty, or stopped being so: there, `waits` follows before anything is sent."""
+        for name, service in self.services.items():
+            if not len(service.room) and name not in self._woken:
+                self._wakers.pop(name, None)
         self.control.send_state()
 
     def _levels(self) -> dict[str, int]:
-        return {name: len(service.room) for name, service in self.services.items()}
+        return {
+            name: len(service.room) + (1 if name in self._woken else 0)
+            for name, service in self.services.items()
+        }
+
+    def _forget_wakes(self) -> None:
+        now = self._loop.time()
+        over = [
+            name for name, until in self._woken.items() if until <= now or len(self.services.get(name, ()))
+        ]
+        for name in over:
+            del self._woken[name]
+        if over:
+            self._level()
 
     # --- requests
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from replicas import breaker, spec
+from replicas import breaker, budget, spec
 from replicas.board import Board
 from replicas.fleet import Fleet
 from replicas.journal import Observer
-from replicas.lifecycle import Replica
+from replicas.lifecycle import Replica, State
 from replicas.policy import ControllerConfig, Override
 from replicas.spec import Service
 from replicas.table import Table
@@ -31,10 +31,15 @@ def adopt(
     """A fleet per service, in the order of the board's rows; then one for each service that is not served any
     more but still has replicas, which will wind them down."""
     rows: dict[str, list[Replica]] = {}
-    for r in table.replicas():
-        rows.setdefault(r.service, []).append(r)
+    past: dict[str, list[Replica]] = {}
+    for r in table.replicas(gone=True):
+        if r.state is not State.GONE:
+            rows.setdefault(r.service, []).append(r)
+        elif r.since > now - budget.DAY:
+            past.setdefault(r.service, []).append(r)
     served = {s.name for s in services}
-    retired = [as_it_was(found[0], services[0]) for name, found in rows.items() if name not in served]
+    known = config.launch.variables
+    retired = [as_it_was(found[0], services[0], known) for name, found in rows.items() if name not in served]
     fleets: dict[str, Fleet] = {}
     for index, service in enumerate([*services, *retired]):
         name = service.name
@@ -42,7 +47,7 @@ def adopt(
         if limits is not None and limits.spec_hash != service.hash:
             table.clear_limits(name)  # made for another YAML
             limits = None
-        past = table.cold_starts(name, service.hash) or table.cold_starts(name)
+        times = table.cold_starts(name, service.hash) or table.cold_starts(name)
         fleets[name] = Fleet(
             service,
             index,
@@ -52,17 +57,21 @@ def adopt(
             rows=rows.get(name, ()),
             breaker=breaker.from_json(table.breaker(name), service.hash),
             override=None if limits is None else Override(limits.min, limits.max),
-            history=[(p.phase, p.seconds) for p in past],
+            history=[(time.phase, time.seconds, time.plan) for time in times],
             now=now,
+            past=past.get(name, ()),
             retired=name not in served,
         )
     return fleets
 
 
-def as_it_was(r: Replica, now: Service) -> Service:
-    """The service from the YAML that the replica was decided upon, or as it is now if that cannot be read."""
+def as_it_was(r: Replica, now: Service, variables: Mapping[str, str] | None = None) -> Service:
+    """The service from the YAML that the replica was decided upon, or as it is now if that cannot be read.
+
+    `variables` give values to names that the YAML lists without one, as the environment does.
+    """
     try:
-        return spec.parse(r.spec_text, r.service, name=r.service, environ=os.environ)
+        return spec.parse(r.spec_text, r.service, name=r.service, environ={**os.environ, **(variables or {})})
     except spec.SpecError as error:
         log.warning("%s comes from a YAML that cannot be read any more: %s", r.id, error)
         return replace(now, name=r.service)

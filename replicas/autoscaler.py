@@ -83,7 +83,7 @@ def wanted(policy: Policy, demand: Demand) -> tuple[int, str]:
         needs.append((ceil(demand.qps / policy.target_qps), why))
     if policy.target_in_flight or not policy.target_qps:
         each = policy.target_in_flight or demand.window
-        needs.append((ceil(load / each), f"{load} requests at {each:g} each"))
+        needs.append((ceil(load / each), f"{load} request{'' if load == 1 else 's'} at {each:g} each"))
     want, why = max(needs)
     if load:
         want = max(want, 1)

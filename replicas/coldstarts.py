@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
+from replicas import plans
 from replicas.health import estimate
 from replicas.lifecycle import Replica
 from replicas.phases import PHASES
@@ -21,8 +22,8 @@ class ColdStarts:
     """Mutable: the history, the finished phases of each start under way (those before a restart are lost),
     and since when somebody has watched."""
 
-    def __init__(self, history: Iterable[tuple[str, float]], now: float) -> None:
-        self.history = list(history)  # (phase, seconds), oldest first
+    def __init__(self, history: Iterable[tuple[str, float, str]], now: float) -> None:
+        self.history = list(history)  # (phase, seconds, the plan's name), oldest first
         self.watched_since = self._watched_at = now
         self._passed: dict[str, list[tuple[str, float]]] = {}  # by replica id
 
@@ -32,7 +33,7 @@ class ColdStarts:
     @property
     def last_total(self) -> float:
         """Seconds that the last cold start took; 0 without any."""
-        return next((seconds for phase, seconds in reversed(self.history) if phase == TOTAL), 0.0)
+        return next((seconds for phase, seconds, _ in reversed(self.history) if phase == TOTAL), 0.0)
 
     def watch(self, now: float) -> None:
         """A tick looks."""
@@ -63,16 +64,19 @@ class ColdStarts:
         for phase, seconds in self._passed.pop(r.id, []):
             times[phase] = times.get(phase, 0.0) + seconds
         times[TOTAL] = now - r.created_at
-        self.history += times.items()
+        self.history += [(phase, seconds, r.plan) for phase, seconds in times.items()]
         return times
 
     def forget(self, id: str) -> None:
         self._passed.pop(id, None)
 
     def eta(self, r: Replica, now: float) -> float | None:
-        """Seconds until READY, from the past; None without one."""
+        """Seconds until READY, from past starts on the same hardware (spot or not is the same); None without
+        any."""
         elapsed = now - (r.created_at if r.phase_since is None else r.phase_since)
-        return estimate(self.history, PHASES, r.phase, elapsed)
+        ours = plans.read(r.plan).hardware
+        same = [(phase, s) for phase, s, plan in self.history if plans.read(plan).hardware == ours]
+        return estimate(same, PHASES, r.phase, elapsed)
 
     def _end(self, r: Replica, now: float) -> None:
         if r.phase is not None and r.phase_since is not None:

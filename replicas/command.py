@@ -15,6 +15,13 @@ from itertools import pairwise
 MODEL_FLAGS = ("--model-path", "--model")
 """SGLang 0.5.23: `--model` is an alias of `--model-path` (srt/server_args fields/model.py)."""
 
+TLS_KEY = "REPLICA_TLS_KEY"
+TLS_CERT = "REPLICA_TLS_CERT"
+"""The secrets through which the gateway gives a replica its TLS key and certificate, PEM texts (tls.py); they
+need no value in the YAML, and are empty where the replica is spoken to in plain."""
+
+_COMMENT = re.compile(r"^\s*#.*$", re.MULTILINE)
+_USES_TLS = re.compile(rf"\$\{{?{TLS_CERT}\b")
 _TOKEN = re.compile(
     r"""(?P<comment>(?<!\S)\#[^\n]*)
       | (?P<end>\n|;|\|\|?|&&?|[()])
@@ -51,6 +58,11 @@ def flag(run: str, envs: Mapping[str, str], *names: str) -> str | None:
 def has_flag(run: str, name: str) -> bool:
     """Whether any command of the script is given this flag, with whatever value."""
     return any((word or "").partition("=")[0] == name for words in _commands(run, {}) for word in words)
+
+
+def uses_certificate(run: str) -> bool:
+    """Whether the script does anything with the certificate that it is given."""
+    return _USES_TLS.search(_COMMENT.sub("", run)) is not None
 
 
 def _served(run: str, envs: Mapping[str, str]) -> str | None:

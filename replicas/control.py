@@ -221,7 +221,7 @@ class ControlClient:
     """A worker's end: `run()` for ever. Without a controller the worker goes on with its last snapshot.
 
     `on_snapshot` and `on_progress` are called on the event loop and must not block; `state()` tells how many
-    requests wait per service, now.
+    requests wait per service, now; `wakers()` for whose request they began to (key's name, request id).
     """
 
     def __init__(
@@ -233,6 +233,7 @@ class ControlClient:
         on_snapshot: Callable[[Snapshot], None],
         on_progress: Callable[[str, ColdStart | None], None],
         state: Callable[[], dict[str, int]],
+        wakers: Callable[[], dict[str, tuple[str, str]]] = dict,
     ) -> None:
         self.path = Path(path)
         self.worker = worker
@@ -243,6 +244,7 @@ class ControlClient:
         self._on_snapshot = on_snapshot
         self._on_progress = on_progress
         self._state = state
+        self._wakers = wakers
         self._suspects: dict[str, str] = {}
         self._news = asyncio.Event()
 
@@ -312,6 +314,7 @@ class ControlClient:
                     "generation": self.generation,
                     "waiting": self._state(),
                     "suspects": self._suspects,
+                    "woken": self._wakers(),
                 }
                 writer.write(line(state))
                 self._suspects = {}  # a hint: if this connection is lost with it, the next dial says it again

@@ -22,9 +22,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from replicas import breaker, report, spec
+from replicas import breaker, costs, report, spec
 from replicas.adoption import adopt, as_it_was
 from replicas.board import SERVICES, Board
+from replicas.costs import Waker
 from replicas.errands import Errands
 from replicas.evidence import Evidence, Lookout
 from replicas.fleet import Fleet
@@ -34,18 +35,21 @@ from replicas.lifecycle import State, new
 from replicas.loads import LoadPoller, LoadTarget
 from replicas.messages import ColdStart, ServiceInfo, Snapshot, WorkerState
 from replicas.planner import Launch
+from replicas.plans import Spending
 from replicas.policy import ControllerConfig, Override
 from replicas.probe import Prober, ProbeTarget
 from replicas.provisioners import Provisioner, owned_by
 from replicas.slots import Slots
 from replicas.spec import Service
-from replicas.table import Limits, Table
+from replicas.table import Limits, Table, TableError
+from replicas.tls import Certificates
 
 __all__ = ["Controller", "ControllerConfig", "Observer", "UnknownService"]
 
 log = logging.getLogger(__name__)
 
 TICK: Final = 1.0  # s
+WAKER_LATE: Final = 2.0  # s; the board tells at once that somebody waits, a worker's message says who
 TICK_LEAST: Final = 0.02  # s between ticks that messages cause
 PROBED: Final = frozenset({State.STARTING, State.READY, State.NOT_READY, State.DRAINING})
 
@@ -85,12 +89,13 @@ class Controller:
         clock: Callable[[], float] = time.time,
         prober: Prober | None = None,
         loads: LoadPoller | None = None,
+        certificates: Certificates | None = None,
     ) -> None:
         if not 1 <= len(services) <= SERVICES:
             raise ValueError(f"1 to {SERVICES} services, not {len(services)}")
         self.provisioner, self.table, self.board, self.control = provisioner, table, board, control
         self.config, self.observer, self.state_dir = settings, observer, state_dir
-        self.clock = clock
+        self.clock, self.certificates = clock, certificates or Certificates(state_dir)
         self.prober = prober or Prober(self.poke, clock=clock)
         self.loads = loads or LoadPoller(board, self.poke, window_max=settings.window_max, clock=clock)
         self.stopping = False
@@ -106,6 +111,7 @@ class Controller:
         self._progressed: dict[str, ColdStart | None] = {}
         self._journal = Journal(table)
         self._ledger = Ledger(table, clock())
+        self._unwoken: set[str] = set()  # launched for somebody whose name is still on its way
         self.fleets = adopt(
             services, table, board=board, config=settings, observer=observer, now=clock()
         )
@@ -138,6 +144,7 @@ class Controller:
             await self._observe()
             now = self.clock()
             self._interpret(now)
+            self._add_up(now)
             for fleet in self.fleets.values():
                 for action in fleet.decide(now):
                     if isinstance(action, Launch):
@@ -145,16 +152,14 @@ class Controller:
                     else:
                         fleet.apply(action, now)
                 self._begin_launches(fleet, now)
-            rows = [r for f in self.fleets.values() for r in f.rows.values()]
-            for name, dollars in self._ledger.accrue(rows, now).items():
-                self.observer.cost(name, dollars)
+            self._account(now)
             self._save(now)
             self._publish(now)
             self._act(now)
 
     async def close(self) -> None:
         """Save and let go; ends no replica. Launches under way are adopted by the next controller."""
-        self._ledger.save(self.clock())
+        self._save_ledger(self.clock())
         await self._lookout.close()
         await self._errands.close()
         await self.prober.close()
@@ -184,6 +189,13 @@ class Controller:
             if outcome.id in self._orphans:
                 log.warning("%s had no row: %s %s", outcome.id, outcome.kind, outcome.reason)
 
+    def _add_up(self, now: float) -> None:
+        """The limits on money are the gateway's: each fleet is told what the others cost."""
+        spent = {name: f.launches.spending(f.rows.values(), now) for name, f in self.fleets.items()}
+        for name, fleet in self.fleets.items():
+            others = [spending for other, spending in spent.items() if other != name]
+            fleet.launches.elsewhere = Spending(sum(s.hourly for s in others), sum(s.day for s in others))
+
     # ------------------------------------------------------------ plan and save
 
     def _add(self, fleet: Fleet, reason: str, now: float) -> None:
@@ -198,6 +210,38 @@ class Controller:
         text, hash = service.text, service.hash
         row = new(id, service.name, n, slot, spec_hash=hash, spec_text=text, now=now, reason=reason)
         fleet.add(row, now)
+        asked = fleet.meter.waiting > 0 or fleet.meter.arrived > 0
+        waker = self._waker(service.name) if asked else None
+        self._ledger.launched(id, service.name, now, waker)
+        if asked and waker is None:
+            self._unwoken.add(id)
+
+    def _waker(self, service: str) -> Waker | None:
+        """Whose request waits, by what the workers said last."""
+        said = (worker.woken.get(service) for worker in self.control.workers.values())
+        return next((Waker(*who) for who in said if who is not None), None)
+
+    def _account(self, now: float) -> None:
+        """What this tick's time has cost."""
+        for fleet in self.fleets.values():
+            for id in self._unwoken & fleet.rows.keys():
+                if (waker := self._waker(fleet.service.name)) is not None:
+                    self._ledger.woken(id, waker)
+                if waker is not None or now - fleet.rows[id].created_at > WAKER_LATE:
+                    self._unwoken.discard(id)
+        listed = self._lookout.instances
+        busy = {id for f in self.fleets.values() for id, n in f.meter.in_flight.items() if n}
+        rows = [r for f in self.fleets.values() for r in f.rows.values()]
+        for name, dollars in self._ledger.accrue(rows, now, listed=listed, busy=busy).items():
+            self.observer.cost(name, dollars)
+        if self._ledger.due(now):
+            self._save_ledger(now)
+
+    def _save_ledger(self, now: float) -> None:
+        try:
+            self._ledger.save(now)
+        except TableError as error:  # nothing is lost yet: each tick tries again
+            log.warning("the costs could not be saved: %s", error)
 
     def _begin_launches(self, fleet: Fleet, now: float) -> None:
         for r in list(fleet.rows.values()):
@@ -218,7 +262,8 @@ class Controller:
                 for event in fleet.news:
                     if event["kind"] == "cold_start":
                         phase, seconds = event["phase"], event["seconds"]
-                        self.table.add_cold_start(name, event["spec_hash"], "", phase, seconds, now)
+                        on = event["spec_hash"], event["plan"]
+                        self.table.add_cold_start(name, *on, phase, seconds, now)
                     told.append(self._journal.save(event))
         for fleet in self.fleets.values():
             for id in [id for id in fleet.dirty if fleet.rows[id].state is State.GONE]:
@@ -233,7 +278,8 @@ class Controller:
         """A new generation if anything that workers act upon has changed; the progress of cold starts if
         not."""
         served = [f for f in self.fleets.values() if not f.retired]
-        infos = [report.service_info(f, self.loads.window, self.keys[f.service.name], now) for f in served]
+        window, certificates = self.loads.window, self.certificates
+        infos = [report.service_info(f, window, self.keys[f.service.name], certificates, now) for f in served]
         still = tuple(map(report.still, infos))
         if still != self._published:
             self.table.generation = self.generation = self.generation + 1
@@ -258,16 +304,19 @@ class Controller:
                 due = now >= fleet.retry_at.get(r.id, 0.0)
                 if r.state is State.PROVISIONING and due and r.id not in self._errands:
                     same = r.spec_hash == fleet.service.hash
-                    service = fleet.service if same else as_it_was(r, fleet.service)
-                    self._errands.launch(r.id, service, {} if key is None else {spec.REPLICA_KEY: key})
+                    known = self.config.launch.variables
+                    service = fleet.service if same else as_it_was(r, fleet.service, known)
+                    env = {} if key is None else {spec.REPLICA_KEY: key}
+                    self._errands.launch(r.id, service, env, fleet.launches.plan(r, fleet.rows.values(), now))
                 elif r.state is State.TERMINATING and due:
                     self._errands.terminate(r.id)
                 if r.url is not None and r.state in PROBED:
                     eager = r.state is State.STARTING
                     interval = fleet.probe_interval
-                    probes[r.id] = ProbeTarget(r.url, fleet.service.probe, interval, eager, key)
-                if r.url is not None and r.state in (State.READY, State.NOT_READY):
-                    polls[r.id] = LoadTarget(r.url, r.slot, key)
+                    tls = self.certificates.context(r.service, r.id, r.url)
+                    probes[r.id] = ProbeTarget(r.url, fleet.service.probe, interval, eager, key, tls)
+                    if r.state in (State.READY, State.NOT_READY):
+                        polls[r.id] = LoadTarget(r.url, r.slot, key, tls)
                 signs = fleet.signs.get(r.id)
                 if signs is not None and signs.listed in ("dead", "absent") and not signs.probe_failures:
                     self.prober.soon(r.id)
@@ -370,15 +419,23 @@ class Controller:
     def status(self) -> dict[str, Any]:
         """The shape of GET /admin/status."""
         now = self.clock()
+        self._save_ledger(now)  # a figure that was told is not taken back by a crash
         return {
             "generation": self.generation,
             "owner": self.table.owner,
             "services": [
-                report.status(f, self.loads, self._ledger.total(name), now)
+                report.status(f, self.loads, self._ledger.sums(name), now)
                 for name, f in self.fleets.items()
                 if not f.retired or f.rows
             ],
         }
+
+    def cost(self, since: str | None = None, by: str = "day") -> dict[str, Any]:
+        """The answer of GET /admin/cost. `since`: "7d" or a date. :raises ValueError: it cannot be read."""
+        now = self.clock()
+        begin = None if since is None else costs.moment(since, now)
+        self._save_ledger(now)
+        return costs.bill(self.table.ledger(begin), by, now, begin)
 
     def events(self, last: int = 0) -> AsyncIterator[dict[str, Any]]:
         """The `last` past events, then each new one as it comes. A reader that is slow loses the oldest."""

@@ -9,7 +9,8 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from replicas.provisioners import LaunchError, Provisioner
+from replicas.plans import Plan
+from replicas.provisioners import Infeasible, LaunchError, NoCapacity, Provisioner
 from replicas.spec import Service
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,9 @@ class Outcome:
     """How a launch or a termination ended."""
 
     id: str
-    kind: Literal["launched", "no_capacity", "launch_failed", "gone", "not_gone"]
+    kind: Literal[
+        "launched", "no_capacity", "infeasible", "try_again", "launch_failed", "gone", "not_gone"
+    ]
     reason: str = ""
 
 
@@ -47,8 +50,8 @@ class Errands:
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
 
-    def launch(self, id: str, service: Service, env: Mapping[str, str]) -> None:
-        self._spawn(self._launches, id, self._launch(id, service, env), f"launch {id}")
+    def launch(self, id: str, service: Service, env: Mapping[str, str], plan: Plan) -> None:
+        self._spawn(self._launches, id, self._launch(id, service, env, plan), f"launch {id}")
 
     def terminate(self, id: str) -> None:
         """A launch of the same id is cancelled first, which undoes nothing; the termination does, at a later
@@ -76,16 +79,19 @@ class Errands:
 
         task.add_done_callback(ended)
 
-    async def _launch(self, id: str, service: Service, env: Mapping[str, str]) -> None:
+    async def _launch(self, id: str, service: Service, env: Mapping[str, str], plan: Plan) -> None:
         try:
-            await self._provisioner.launch(id, service, env)
+            await self._provisioner.launch(id, service, env, plan)
+        except NoCapacity as error:
+            self._outcomes.append(Outcome(id, "no_capacity", error.reason))
+        except Infeasible as error:
+            self._outcomes.append(Outcome(id, "infeasible", error.reason))
         except LaunchError as error:
-            self._outcomes.append(
-                Outcome(id, "launch_failed" if error.permanent else "no_capacity", error.reason)
-            )
+            kind: Literal["launch_failed", "try_again"] = "launch_failed" if error.permanent else "try_again"
+            self._outcomes.append(Outcome(id, kind, error.reason))
         except Exception as error:  # a fault of ours or of an SDK: try again, until the provision timeout
             log.exception("the launch of %s failed in an unexpected way", id)
-            self._outcomes.append(Outcome(id, "no_capacity", f"{type(error).__name__}: {error}"))
+            self._outcomes.append(Outcome(id, "try_again", f"{type(error).__name__}: {error}"))
         else:
             self._outcomes.append(Outcome(id, "launched"))
 

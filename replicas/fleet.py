@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from replicas import health
+from replicas import health, plans
 from replicas.autoscaler import Decision, Demand, Memory, Policy, decide
 from replicas.board import Board
 from replicas.breaker import Breaker, failed, succeeded
@@ -19,6 +19,7 @@ from replicas.errands import Outcome
 from replicas.evidence import Evidence, Witness
 from replicas.health import Signs
 from replicas.journal import Observer
+from replicas.launches import Launches, Why
 from replicas.lifecycle import CAPACITY, COMING, SERVING, Event, Failure, Replica, State, advance
 from replicas.meter import Meter
 from replicas.phases import PHASES
@@ -48,8 +49,9 @@ class Fleet:
         rows: Sequence[Replica],
         breaker: Breaker,
         override: Override | None,
-        history: Sequence[tuple[str, float]],
+        history: Sequence[tuple[str, float, str]],
         now: float,
+        past: Sequence[Replica] = (),
         retired: bool = False,
     ) -> None:
         self.service = service
@@ -61,6 +63,7 @@ class Fleet:
         self.breaker = breaker
         self.override = override
         self.starts = ColdStarts(history, now)
+        self.launches = Launches(plans.menu(service, config.launch), past)
         self.retired = retired  # of a YAML that is not served any more: wound down, not published
         self.stopping = False
         self.decision = Decision(0, "cold", "just started")
@@ -76,7 +79,8 @@ class Fleet:
         self._witness = Witness()
         self._told: tuple[int, str] | None = None  # the last decision that was worth telling
         self._window: int | None = None  # the last one a replica reported
-        self._unlisted: set[str] = set()  # PROVISIONING without an instance
+        self._unlisted: set[str] = set()  # PROVISIONING or FAILED without an instance
+        self._kept: set[str] = set()  # FAILED, and not ended yet
 
     def __repr__(self) -> str:
         states = " ".join(f"{r.id.rpartition('-')[2]}:{r.state}" for r in self.rows.values())
@@ -111,11 +115,10 @@ class Fleet:
             case "launched" if r.state is State.PROVISIONING:
                 self._witness.launched(r.id, looked)
                 self._forget_tries(r.id)
+                self.launches.ended(r.id)
                 self.move(r, Event.LAUNCHED, now, "the machine is there and runs the YAML")
-            case "no_capacity" if r.state is State.PROVISIONING:
-                pause = self._back_off(r.id, now, 5.0, 60.0)
-                r = self._set(r, reason=f"{outcome.reason}; next try in {pause:.0f} s")
-                self.tell("launch", r.reason, now, replica=r.id, code="no_capacity")
+            case "no_capacity" | "infeasible" | "try_again" if r.state is State.PROVISIONING:
+                self._try_again(r, outcome.kind, outcome.reason, now)
             case "launch_failed" if r.state is State.PROVISIONING:
                 self.fail_start(r, "crashed", outcome.reason, now)
             case "gone" if r.state is State.TERMINATING:
@@ -126,6 +129,19 @@ class Fleet:
                 why = f"not verified gone: {outcome.reason}; next try in {pause:.0f} s"
                 self._set(r, reason=why)
                 self.tell("terminate_failed", why, now, replica=r.id, code="terminate_failed")
+
+    def _try_again(self, r: Replica, why: Why, cause: str, now: float) -> None:
+        """A launch that did not happen: on the next plan, if there is another that may be tried."""
+        rows = self.rows.values()
+        turn = self.launches.after(r, why, rows, now)
+        if turn is None and (refusal := self.launches.refusal([o for o in rows if o.id != r.id], now)):
+            self.fail_start(r, "gave_up", f"{cause}; {refusal}", now, counts=False)
+        elif turn is None:
+            self.fail_start(r, "crashed", cause, now)
+        else:
+            self.retry_at[r.id] = now + turn.pause
+            r = self._set(r, plan=turn.plan.name, reason=f"{cause}; {turn}")
+            self.tell("launch", r.reason, now, replica=r.id, code=why, plan=r.plan)
 
     def interpret(self, seen: Evidence) -> None:
         """Evidence -> events, for each replica."""
@@ -151,6 +167,8 @@ class Fleet:
                 self._learn(r, instance, now)
             if r.state is State.PROVISIONING:
                 self._provisioning(r, instance, seen)
+            elif r.state is State.FAILED:
+                self._note_listed(r.id, instance is not None, seen)
             elif r.state in WITH_MACHINE:
                 self._judge(self.rows[r.id], self.signs[r.id], seen)
             told = instance is not None and instance.phase is not None
@@ -163,21 +181,26 @@ class Fleet:
         """URL, price and cold-start phase, as the provisioner tells them."""
         if instance.url and instance.url != r.url:
             r = self._set(r, url=instance.url)
-        if instance.hourly_cost is not None and instance.hourly_cost != r.hourly_cost:
-            r = self._set(r, hourly_cost=instance.hourly_cost)
+        # A catalogue's 0 (Kubernetes, Slurm) is no price where a person gave one.
+        price = instance.hourly_cost or self.launches.price(r) or instance.hourly_cost
+        if price is not None and price != r.hourly_cost:
+            r = self._set(r, hourly_cost=price)
         if r.state in COMING and instance.phase is not None:
             self._phase(r, instance.phase, instance.progress, now)
 
     def _provisioning(self, r: Replica, instance: Instance | None, seen: Evidence) -> None:
         known = instance is not None and instance.alive
-        if known or seen.instances is None:
-            self._unlisted.discard(r.id)
-        else:
-            self._unlisted.add(r.id)
+        self._note_listed(r.id, known, seen)
         limit = self.config.provision_timeout + (self.service.probe.initial_delay_seconds if known else 0.0)
         if seen.now - max(r.since, self.starts.watched_since) >= limit:  # a restart calls launch anew
             last = self.rows[r.id].reason
             self.fail_start(r, "gave_up", f"no machine within {limit:.0f} s ({last})", seen.now, counts=False)
+
+    def _note_listed(self, id: str, known: bool, seen: Evidence) -> None:
+        if known or seen.instances is None:
+            self._unlisted.discard(id)
+        else:
+            self._unlisted.add(id)
 
     def _judge(self, r: Replica, signs: Signs, seen: Evidence) -> None:
         now, grace = seen.now, self.config.grace
@@ -238,7 +261,7 @@ class Fleet:
         self.observer.launch(self.service.name, "ready")
         for phase, seconds in self.starts.ready(r, now).items():
             self.observer.cold_start(self.service.name, phase, seconds)
-            took = {"phase": phase, "seconds": seconds, "spec_hash": r.spec_hash}
+            took = {"phase": phase, "seconds": seconds, "spec_hash": r.spec_hash, "plan": r.plan}
             self.tell("cold_start", f"{phase} took {seconds:.1f} s", now, replica=r.id, code=phase, **took)
         self.move(r, Event.PASSED, now, "the readiness probe passed")
 
@@ -278,6 +301,8 @@ class Fleet:
         decision = decide(self.policy, self._memory, self.demand(now), now)
         self._memory = decision.memory
         actions: tuple[Action, ...] = ()
+        too_dear = self.launches.refusal(self.rows.values(), now)
+        may_launch = self.breaker.may_launch(now) and too_dear is None
         if not self.frozen or decision.code == "paused":
             actions = plan(
                 decision.target,
@@ -288,12 +313,29 @@ class Fleet:
                 unlaunched=self.unlaunched(),
                 written_off=self.written_off,
                 outdated={r.id for r in self.rows.values() if self.outdated(r)},
-                may_launch=self.breaker.may_launch(now),
+                kept=self._keep(now),
+                may_launch=may_launch,
             )
-        if not actions and not self.breaker.may_launch(now) and decision.target > self.count(*CAPACITY):
-            decision = Decision(self.count(*CAPACITY), "blocked", f"no launch for now: {self.breaker.cause}")
+        if not actions and not may_launch and decision.target > self.count(*CAPACITY):
+            code, cause = ("budget", too_dear) if too_dear else ("blocked", self.breaker.cause)
+            decision = Decision(self.count(*CAPACITY), code, f"no launch for now: {cause}")
         self._remark(decision, bool(actions), now)
         return actions
+
+    def kept_until(self, r: Replica) -> float | None:
+        """Until when a FAILED replica's machine is held for a person to look at; None = it is not."""
+        if r.state is not State.FAILED or r.failure == "preempted" or r.id in self._unlisted:
+            return None
+        held = self.config.keep_failed > 0 and not self.stopping
+        return r.since + self.config.keep_failed if held else None
+
+    def _keep(self, now: float) -> set[str]:
+        kept = {r.id for r in self.rows.values() if now < (self.kept_until(r) or 0.0)}
+        for id in kept - self._kept:
+            why = f"its machine is kept for {self.config.keep_failed:.0f} s: --keep-failed"
+            self.tell("kept", why, now, replica=id, code="kept")
+        self._kept = kept
+        return kept
 
     def _remark(self, decision: Decision, acts: bool, now: float) -> None:
         """Tell a decision that is acted upon, or that is new; not each one that comes and goes with the
@@ -372,7 +414,12 @@ class Fleet:
             self._set(r, window=window)
 
     def begin_launch(self, r: Replica, now: float) -> Replica:
-        r = self.move(r, Event.LAUNCH, now, r.reason)
+        options = self.launches.choices(r, self.rows.values(), now)
+        if not options:  # it was decided upon together with another, for which there was money
+            return self.move(r, Event.CANCEL, now, "all that it may run on costs too much for now")
+        r = self._set(r, plan=options[0].name)
+        on = f" (plan=1/{len(options)} {r.plan})" if r.plan else ""
+        r = self.move(r, Event.LAUNCH, now, r.reason + on)
         self._phase(r, PHASES[0], None, now)
         return self.rows[r.id]
 
@@ -382,7 +429,8 @@ class Fleet:
 
     def forget(self, id: str) -> None:
         """A GONE replica, once saved."""
-        del self.rows[id]
+        r = self.rows.pop(id)
+        self.launches.gone(r, r.since)
         for kept in (self.retry_at, self.tries, self.signs):
             kept.pop(id, None)
         self._witness.forget(id)

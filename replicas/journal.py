@@ -42,7 +42,8 @@ class Journal:
 
     def tell(self, events: Iterable[dict[str, Any]]) -> None:
         for event in events:
-            log.info("%s %s: %s", event["replica"] or event["service"], event["kind"], event["reason"])
+            what = event.get("state") or event["kind"]  # a transition is named by where it leads
+            log.info("%s %s: %s", event["replica"] or event["service"], what, event["reason"])
             for queue in self._subscribers:
                 if queue.full():
                     queue.get_nowait()

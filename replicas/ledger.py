@@ -1,51 +1,171 @@
-"""What the replicas have cost: hourly price times time, tick by tick, written to the table every ten
-seconds."""
+"""What the replicas have cost: hourly price times time, tick by tick, written to the table every ten seconds
+and before anybody is told a figure.
+
+PURE: it is told the time. A replica's entry is opened when its launch is decided, with who woke it; the money
+begins with its machine. The time during which no controller ran counts, whole and at the old price, for a
+machine that turns out to be still there; one that vanished meanwhile is accounted to its last known moment.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 from typing import Final, Protocol
 
+from replicas import plans
+from replicas.costs import HOUR, Entry, Sums, Waker
 from replicas.lifecycle import Replica, State
 
-SAVE_EVERY: Final = 10.0  # s; that much is lost when the controller is killed
-FREE: Final = frozenset({State.PENDING, State.GONE})
+SAVE_EVERY: Final = 10.0  # s
 
 
-class Costs(Protocol):
-    def accrue(self, replica_id: str, service: str, dollars: float) -> None: ...
-    def total_cost(self, service: str) -> float: ...
+class Entries(Protocol):
+    """Where the ledger is kept (replicas/table.py)."""
+
+    def save_ledger(self, entries: Iterable[Entry]) -> None: ...
+    def ledger(self, since: float | None = None, *, closed: bool | None = None) -> list[Entry]: ...
 
 
 class Ledger:
-    """Mutable: dollars not yet written. Time while no controller runs is not accounted."""
+    """Mutable, by the controller: the open entries, which of them the table has not, and the sums of the
+    closed."""
 
-    def __init__(self, table: Costs, now: float) -> None:
+    def __init__(self, table: Entries, now: float) -> None:
         self._table = table
-        self._at = self._saved_at = now
-        self._open: dict[str, tuple[str, float]] = {}  # replica -> service, dollars
+        self._saved_at = now
+        self._open = {e.replica: e for e in table.ledger(closed=False)}
+        self._unsettled = set(self._open)  # not seen since this controller began
+        self._awaited: set[str] = set()  # launched by this controller, without a machine so far
+        self._dirty: dict[tuple[str, int], Entry] = {}
+        self._urgent = False
+        self._closed: dict[str, Sums] = {}
+        for entry in table.ledger(closed=True):
+            self._add(entry)
 
     def __repr__(self) -> str:
-        return f"<Ledger unsaved=${sum(dollars for _, dollars in self._open.values()):.4f}>"
+        return f"<Ledger open={sorted(self._open)} unsaved={len(self._dirty)}>"
 
-    def accrue(self, replicas: Iterable[Replica], now: float) -> dict[str, float]:
-        """Dollars since the last call, by service. A preempted machine costs nothing any more."""
-        hours, self._at = max(0.0, now - self._at) / 3600, now
+    # ------------------------------------------------------------ what happens
+
+    def launched(self, id: str, service: str, now: float, waker: Waker | None) -> None:
+        """A launch was decided; `waker` None = nobody's request, or not known yet."""
+        self._put(Entry(id, service, now, now))
+        self._awaited.add(id)
+        self._urgent = True
+        if waker is not None:
+            self.woken(id, waker)
+
+    def woken(self, id: str, waker: Waker) -> None:
+        """Who woke it, when that is known only after the launch."""
+        entry = self._open.get(id)
+        if entry is not None:
+            self._put(replace(entry, key=waker.key, request=waker.request))
+            self._urgent = True
+
+    def accrue(
+        self,
+        replicas: Iterable[Replica],
+        now: float,
+        *,
+        listed: Collection[str] | None,
+        busy: Collection[str] = (),
+    ) -> dict[str, float]:
+        """Account the time since the last call; returns the dollars by service.
+
+        `listed`: ids of the machines there are, None = not known. `busy`: ids with something in flight.
+        """
         added: dict[str, float] = {}
-        for r in replicas:
-            if r.hourly_cost and r.state not in FREE and r.failure != "preempted":
-                dollars = r.hourly_cost * hours
-                self._open[r.id] = (r.service, self._open.get(r.id, ("", 0.0))[1] + dollars)
-                added[r.service] = added.get(r.service, 0.0) + dollars
-        if now - self._saved_at >= SAVE_EVERY:
-            self.save(now)
-        return added
+        rows = {r.id: r for r in replicas}
+        for r in rows.values():
+            if r.state is State.PENDING or _over(r) or (r.hourly_cost is None and r.launched_at is None):
+                continue
+            known = r.id not in self._unsettled
+            if not known and (listed is None or r.id not in listed):
+                continue  # until it is seen, or its row says that it is gone
+            self._unsettled.discard(r.id)
+            before = self._open.get(r.id)
+            entry = before or Entry(r.id, r.service, now, now)
+            if r.id in self._awaited:  # its machine is here
+                self._awaited.discard(r.id)
+                entry = replace(entry, begun=now, until=now)
+            entry = _grown(entry, now, ready=known and r.state is State.READY, busy=r.id in busy)
+            if r.plan and r.plan != entry.plan:
+                plan = plans.read(r.plan)
+                entry = replace(entry, plan=r.plan, region=plan.infra or "", spot=plan.use_spot)
+            dollars = entry.dollars - (before.dollars if before else 0.0)
+            if r.hourly_cost is not None and r.hourly_cost != entry.price:
+                if entry.price is None:  # learned late: it counts from the beginning
+                    entry = replace(entry, price=r.hourly_cost, dollars=r.hourly_cost * entry.hours)
+                    dollars = entry.dollars
+                else:
+                    entry = self._next_part(entry, r.hourly_cost)
+            self._put(entry)
+            self._urgent = self._urgent or before is None
+            added[r.service] = added.get(r.service, 0.0) + dollars
+        for id in [id for id in self._open if id not in rows or _over(rows[id])]:
+            self._close(id)
+        return {service: dollars for service, dollars in added.items() if dollars}
+
+    # ------------------------------------------------------------ what is told
+
+    def sums(self, service: str) -> Sums:
+        total = self._closed.get(service, Sums())
+        for entry in self._open.values():
+            if entry.service == service:
+                total += Sums.of(entry)
+        return total
+
+    def due(self, now: float) -> bool:
+        """Whether to save now."""
+        return self._urgent or (bool(self._dirty) and now - self._saved_at >= SAVE_EVERY)
 
     def save(self, now: float) -> None:
-        self._saved_at = now
-        unsaved, self._open = self._open, {}
-        for id, (service, dollars) in unsaved.items():
-            self._table.accrue(id, service, dollars)
+        """Write what the table has not. What it raises loses nothing: the next call tries again."""
+        if self._dirty:
+            self._table.save_ledger(self._dirty.values())
+        self._dirty, self._urgent, self._saved_at = {}, False, now
 
-    def total(self, service: str) -> float:
-        return self._table.total_cost(service) + sum(d for s, d in self._open.values() if s == service)
+    # ------------------------------------------------------------ changes
+
+    def _put(self, entry: Entry) -> None:
+        self._open[entry.replica] = entry
+        self._dirty[entry.replica, entry.part] = entry
+
+    def _next_part(self, entry: Entry, price: float) -> Entry:
+        """At another price from here on."""
+        ended = replace(entry, closed=True)
+        self._dirty[entry.replica, entry.part] = ended
+        self._add(ended)
+        self._urgent = True
+        part, now = entry.part + 1, entry.until
+        return replace(entry, part=part, begun=now, price=price, dollars=0.0, ready=0.0, idle=0.0)
+
+    def _close(self, id: str) -> None:
+        entry = replace(self._open.pop(id), closed=True)
+        self._dirty[entry.replica, entry.part] = entry
+        self._add(entry)
+        self._unsettled.discard(id)
+        self._awaited.discard(id)
+        self._urgent = True
+
+    def _add(self, entry: Entry) -> None:
+        self._closed[entry.service] = self._closed.get(entry.service, Sums()) + Sums.of(entry)
+
+
+def _over(r: Replica) -> bool:
+    """It costs nothing any more: verified gone, or taken from us."""
+    return r.state is State.GONE or r.failure == "preempted"
+
+
+def _grown(entry: Entry, now: float, *, ready: bool, busy: bool) -> Entry:
+    """The entry, accounted up to now."""
+    seconds = now - entry.until
+    if seconds <= 0:  # the clock was set back: nothing is taken back
+        return entry
+    return replace(
+        entry,
+        until=now,
+        dollars=entry.dollars + (entry.price or 0.0) * seconds / HOUR,
+        ready=entry.ready + seconds * ready,
+        idle=entry.idle + seconds * (ready and not busy),
+    )

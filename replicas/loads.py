@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import httpx
-
+from replicas import tls
 from replicas.board import Board
+from replicas.clients import Clients
+
+if TYPE_CHECKING:
+    import httpx
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +40,7 @@ class LoadTarget:
     url: str
     slot: int
     key: str | None = None
+    context: ssl.SSLContext | None = None  # how an https:// URL is verified (replicas/tls.py)
 
     def __repr__(self) -> str:  # never the key
         return f"<LoadTarget {self.url} slot={self.slot}>"
@@ -74,7 +79,7 @@ class LoadPoller:
         self._clock = clock
         self._targets: dict[str, LoadTarget] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._client: httpx.AsyncClient | None = None
+        self._clients = Clients(timeout=TIMEOUT)
 
     def __repr__(self) -> str:
         return f"<LoadPoller of {len(self._tasks)}>"
@@ -112,8 +117,7 @@ class LoadPoller:
         tasks = list(self._tasks.values())
         self.keep({})
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._client is not None:
-            await self._client.aclose()
+        await self._clients.close()
 
     async def _poll(self, id: str, target: LoadTarget) -> None:
         recent: deque[int] = deque(maxlen=SMOOTHED)
@@ -127,14 +131,14 @@ class LoadPoller:
             await asyncio.sleep(max(0.05, (EVERY if known else EVERY_WITHOUT) - (time.monotonic() - began)))
 
     async def _ask(self, target: LoadTarget) -> httpx.Response | None:
-        if self._client is None:
-            limits = httpx.Limits(keepalive_expiry=4.0)
-            self._client = httpx.AsyncClient(limits=limits, trust_env=False, timeout=TIMEOUT)
+        import httpx
+
         headers = {"Authorization": f"Bearer {target.key}"} if target.key else {}
         try:
-            return await self._client.get(target.url + "/v1/loads?include=core", headers=headers)
+            client = self._clients.get(target.context)
+            return await client.get(target.url + "/v1/loads?include=core", headers=headers)
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            log.debug("no load report from %s: %s", target.url, error)
+            log.debug("no load report from %s: %s", target.url, tls.explain(error, target.context) or error)
             return None
 
     def _store(

@@ -6,7 +6,8 @@ reconnect repairs everything by sending all of it again:
     controller -> worker   {"type": "snapshot", "generation": 7, "services": [...]}
                            {"type": "progress", "service": "r1", "cold": {...} | null}      (no generation)
     worker -> controller   {"type": "state", "protocol": 1, "worker": 0, "pid": 4711, "generation": 7,
-                            "waiting": {"r1": 3}, "suspects": {"r1-gw-0a1b2c3d-4": "connection refused"}}
+                            "waiting": {"r1": 3}, "suspects": {"r1-gw-0a1b2c3d-4": "connection refused"},
+                            "woken": {"r1": ["alice", "req-1"]}}
 """
 
 from __future__ import annotations
@@ -31,23 +32,32 @@ class ProtocolError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class UpstreamInfo:
-    """A replica that may receive traffic: its board slot, and how many requests it is given at a time."""
+    """A replica that may receive traffic: its board slot, and how many requests it is given at a time.
+
+    `pinned`: it answers with the service's `replica_cert` and is to be refused with any other.
+    """
 
     id: str
     slot: int
     url: str
     window: int
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ColdStart:
-    """Where the furthest starting replica is: `progress` 0..1 of its phase; None = not known."""
+    """Where the furthest starting replica is: `progress` 0..1 of its phase; None = not known.
+
+    `plan` ("2/3", which of how many) and `attempt` (1 is the first) while it looks for a machine.
+    """
 
     replica: str
     phase: str | None
     progress: float | None
     eta_seconds: float | None
     detail: str = ""
+    plan: str = ""
+    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +81,8 @@ class ServiceInfo:
     upstream_timeout: float | None
     replica_key: str | None = field(repr=False)  # a secret: not for logs
     cold: ColdStart | None
+    replica_cert: str | None = field(default=None, repr=False)  # PEM, of pinned upstreams
+    replica_ca: str | None = field(default=None, repr=False)  # PEM, for other https:// ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +98,8 @@ class WorkerState:
     """What a connected worker said last. `generation` is the one it acked on this connection, 0 = none yet.
 
     `suspects` are (replica id, reason) pairs: replicas that refused a connection, until `take_suspects`.
+    `woken`: by service where somebody waits, the name of the API key and the id of the request that came when
+    nobody did. It may be left out: a worker of an older gateway does not say it.
     """
 
     index: int
@@ -93,6 +107,7 @@ class WorkerState:
     generation: int
     waiting: dict[str, int]
     suspects: tuple[tuple[str, str], ...] = ()
+    woken: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def line(message: dict[str, Any]) -> bytes:
@@ -165,7 +180,18 @@ def decode_state(message: dict[str, Any]) -> WorkerState:
         generation=_natural(message, "generation"),
         waiting={name: _natural(waiting, name) for name in waiting},
         suspects=tuple(suspects.items()),
+        woken=_woken(message.get("woken", {})),
     )
+
+
+def _woken(value: Any) -> dict[str, tuple[str, str]]:
+    pairs = list(value.values()) if isinstance(value, dict) else None
+    if pairs is None or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
+        for pair in pairs
+    ):
+        raise ProtocolError("woken must hold pairs of a key's name and a request's id")
+    return {service: (key, request) for service, (key, request) in value.items()}
 
 
 def _natural(message: dict[str, Any], key: str) -> int:

@@ -51,18 +51,22 @@ def plan(
     unlaunched: Collection[str] = (),
     written_off: Collection[str] = (),
     outdated: Collection[str] = (),
+    kept: Collection[str] = (),
     may_launch: bool = True,
 ) -> tuple[Action, ...]:
     """What brings `replicas` to `target`.
 
     `unlaunched`: ids of coming replicas that have no machine yet. `written_off`: NOT_READY ids past their
     threshold that are kept until a replacement is READY; they do not count. `outdated`: ids started from an
-    older YAML, the first to go. `why` is the decision's reason and becomes part of each action's.
+    older YAML, the first to go. `kept`: FAILED ids whose machines a person wants to look at. `why` is the
+    decision's reason and becomes part of each action's.
 
     While anybody waits nothing that is starting is ended, and a READY replica is not given up in its place.
     """
     actions: list[Action] = [
-        Terminate(r.id, f"{r.failure}: {r.reason}") for r in replicas if r.state is State.FAILED
+        Terminate(r.id, f"{r.failure}: {r.reason}")
+        for r in replicas
+        if r.state is State.FAILED and r.id not in kept
     ]
     capacity = [r for r in replicas if r.state in CAPACITY and r.id not in written_off]
     missing = target - len(capacity)

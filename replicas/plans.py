@@ -134,6 +134,7 @@ class Options:
     max_daily_cost: float | None = None  # dollars within 24 hours
     envs: Mapping[str, str] = field(default_factory=dict, repr=False)
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    rented: bool = True  # False: replicas run where they run (local, static), whatever a plan says
 
     @property
     def variables(self) -> dict[str, str]:
@@ -150,7 +151,7 @@ class Menu:
     base_ondemand: int = 0  # so many replicas are never spot
     own: tuple[str, ...] = ()  # accelerators that the YAML allows
     nodes: int = 1  # as the YAML has it
-    options: Options = Options()
+    options: Options = field(default_factory=Options)
 
     def nodes_of(self, plan: Plan) -> int:
         return plan.num_nodes or self.nodes
@@ -183,6 +184,8 @@ class _Policy(Protocol):
 
 def menu(service: _Service, options: Options) -> Menu:
     """What the YAML and the flags allow together; a flag wins."""
+    if not options.rented:
+        return Menu(plans=(Plan(envs=options.envs, secrets=options.secrets),), options=options)
     said = options.plans or (Plan(options.gpus, options.num_nodes),)
     resources = service.task.get("resources") or {}
     spot = _market(resources, options.use_spot, fallback=service.policy.dynamic_ondemand_fallback)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from replicas.autoscaler import CANCEL_AFTER, Policy
 from replicas.health import GRACE
+from replicas.plans import Options
 from replicas.schema import ReplicaPolicy
 
 
@@ -31,6 +32,8 @@ class ControllerConfig:
     replica_api_key: str | None = field(default=None, repr=False)  # None = one is made per service
     cancel_after: float = CANCEL_AFTER  # nobody has asked for so long: a start without a machine is given up
     grace: float = GRACE
+    keep_failed: float = 0.0  # a FAILED replica's machine is held for so long before it is ended
+    launch: Options = field(default_factory=Options)  # on which hardware, for how much money
     look_every: float = 1.0  # between two looks at what the provisioner has
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-import httpx
-
+from replicas import tls
+from replicas.clients import Clients
 from replicas.schema import ReadinessProbe
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class ProbeTarget:
     interval: float  # s
     eager: bool = False  # it starts: ask each second
     key: str | None = None  # sent as `Authorization: Bearer`, unless the YAML's headers say otherwise
+    context: ssl.SSLContext | None = None  # how an https:// URL is verified (replicas/tls.py)
 
     def __repr__(self) -> str:  # never the key
         return f"<ProbeTarget {self.url}{self.probe.path}>"
@@ -63,7 +65,7 @@ class Prober:
         self._targets: dict[str, ProbeTarget] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._now: dict[str, asyncio.Event] = {}
-        self._client: httpx.AsyncClient | None = None
+        self._clients = Clients()
 
     def __repr__(self) -> str:
         return f"<Prober of {len(self._tasks)}>"
@@ -93,8 +95,7 @@ class Prober:
         tasks = list(self._tasks.values())
         self.keep({})
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._client is not None:
-            await self._client.aclose()
+        await self._clients.close()
 
     async def _probe(self, id: str) -> None:
         while True:
@@ -108,17 +109,15 @@ class Prober:
 
     async def _ask(self, target: ProbeTarget) -> str | None:
         """None = 200; else what was wrong, in a few words."""
-        if self._client is None:
-            # SGLang closes idle connections at 5 s. No proxies: the gateway reaches replicas directly.
-            limits = httpx.Limits(keepalive_expiry=4.0)
-            self._client = httpx.AsyncClient(limits=limits, trust_env=False)
+        import httpx
+
         probe = target.probe
         headers = httpx.Headers({"Authorization": f"Bearer {target.key}"} if target.key else {})
         headers.update(probe.headers)
         timeout = max(probe.timeout_seconds, TIMEOUT_LEAST)
         try:
             async with asyncio.timeout(timeout):  # over all of it; httpx's own is per read
-                response = await self._client.request(
+                response = await self._clients.get(target.context).request(
                     "GET" if probe.post_data is None else "POST",
                     target.url + probe.path,
                     headers=headers,
@@ -128,7 +127,7 @@ class Prober:
         except (TimeoutError, httpx.TimeoutException):
             return f"no answer in {timeout:.0f} s"
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            return str(error) or type(error).__name__
+            return tls.explain(error, target.context) or str(error) or type(error).__name__
         return None if response.status_code == 200 else f"HTTP {response.status_code}"
 
     def _store(self, id: str, error: str | None) -> None:

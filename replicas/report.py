@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from replicas.costs import Sums, summary
 from replicas.fleet import Fleet
 from replicas.lifecycle import CAPACITY, COMING, Replica, State
 from replicas.loads import Load, LoadPoller
 from replicas.messages import ColdStart, ServiceInfo, Status, UpstreamInfo
 from replicas.phases import PHASES
+from replicas.tls import Certificates
 
 HOLD_SPARE = 300.0  # s that a hold may last beyond provision timeout and initial delay
 
@@ -20,10 +22,16 @@ def still(info: ServiceInfo) -> ServiceInfo:
     return replace(info, cold=None, retry_after=0)
 
 
-def service_info(fleet: Fleet, window: Callable[[str], int], replica_key: str, now: float) -> ServiceInfo:
+def service_info(
+    fleet: Fleet,
+    window: Callable[[str], int],
+    replica_key: str,
+    certificates: Certificates,
+    now: float,
+) -> ServiceInfo:
     status, code, message, retry_after = _status(fleet, now)
     upstreams = tuple(
-        UpstreamInfo(r.id, r.slot, r.url, window(r.id))
+        UpstreamInfo(r.id, r.slot, r.url, window(r.id), certificates.pinned(r.id, r.url))
         for r in fleet.rows.values()
         if r.state is State.READY and r.url is not None
     )
@@ -41,6 +49,8 @@ def service_info(fleet: Fleet, window: Callable[[str], int], replica_key: str, n
         upstream_timeout=fleet.service.stream_timeout_seconds,
         replica_key=replica_key,
         cold=cold_start(fleet, now),
+        replica_cert=certificates.cert(fleet.service.name),
+        replica_ca=certificates.ca,
     )
 
 
@@ -50,8 +60,11 @@ def _status(fleet: Fleet, now: float) -> tuple[Status, str, str, int]:
         return "stopping", "service_stopping", "the gateway is going down and has ended its replicas", 60
     if fleet.policy.max == 0:
         return "paused", "service_paused", f"{name} is paused: `gateway scale {name} --max N` resumes it", 60
-    blocked = fleet.breaker.ends_holds(now) and not fleet.count(*CAPACITY)
-    if blocked:
+    if fleet.count(*CAPACITY):
+        return "open", "", "", 10
+    if too_dear := fleet.launches.refusal(fleet.rows.values(), now):
+        return "blocked", "cold_start_failed", f"no replica is launched: {too_dear}", 60
+    if fleet.breaker.ends_holds(now):
         return "blocked", "cold_start_failed", fleet.breaker.message(now), fleet.breaker.retry_after(now)
     return "open", "", "", 10
 
@@ -78,7 +91,22 @@ def cold_start(fleet: Fleet, now: float) -> ColdStart | None:
     if not coming or fleet.count(State.READY):
         return None
     r = max(coming, key=lambda r: (_place(r), r.progress or 0.0, -r.n))
-    return ColdStart(r.id, r.phase, r.progress, fleet.starts.eta(r, now), r.reason)
+    number, of, attempt = place(fleet, r, now)
+    plan = f"{number}/{of}" if of > 1 else ""
+    return ColdStart(r.id, r.phase, r.progress, eta(fleet, r, now), r.reason, plan, attempt)
+
+
+def place(fleet: Fleet, r: Replica, now: float) -> tuple[int, int, int]:
+    """Of a replica that looks for a machine: which plan, of how many, which attempt; else zeros."""
+    if r.state is not State.PROVISIONING:
+        return 0, 0, 0
+    return *fleet.launches.place(r, fleet.rows.values(), now), fleet.launches.attempt(r)
+
+
+def eta(fleet: Fleet, r: Replica, now: float) -> float | None:
+    """Seconds until READY. None when a first attempt has failed: nobody knows when there will be capacity."""
+    looks = r.state is State.PROVISIONING and fleet.launches.attempt(r) > 1
+    return fleet.starts.eta(r, now) if r.state in COMING and not looks else None
 
 
 def _place(r: Replica) -> int:
@@ -101,7 +129,7 @@ def limits(fleet: Fleet) -> dict[str, Any]:
     return {"min": policy.min, "max": policy.max, "override": fleet.override is not None}
 
 
-def status(fleet: Fleet, loads: LoadPoller, total_cost: float, now: float) -> dict[str, Any]:
+def status(fleet: Fleet, loads: LoadPoller, sums: Sums, now: float) -> dict[str, Any]:
     """One service of GET /admin/status. Times: unix seconds; money: dollars."""
     service_status, _, message, _ = _status(fleet, now)
     hourly = sum(r.hourly_cost or 0.0 for r in fleet.rows.values() if r.state is not State.PENDING)
@@ -117,7 +145,7 @@ def status(fleet: Fleet, loads: LoadPoller, total_cost: float, now: float) -> di
         "frozen": fleet.frozen,
         "demand": demand(fleet),
         "replicas": [_replica(fleet, r, loads, now) for r in fleet.rows.values()],
-        "cost": {"hourly": hourly, "total": total_cost},
+        "cost": {"hourly": hourly, **summary(sums, max(fleet.policy.min, 1), now)},
     }
 
 
@@ -132,12 +160,16 @@ def demand(fleet: Fleet) -> dict[str, int]:
 def _replica(fleet: Fleet, r: Replica, loads: LoadPoller, now: float) -> dict[str, Any]:
     load = loads.results.get(r.id, Load())
     in_flight = fleet.board.in_flight(r.slot)
+    number, of, attempt = place(fleet, r, now)
     return {
         "id": r.id,
         "state": str(r.state),
+        "plan": r.plan or None,
+        "plan_place": f"{number}/{of}" if of else None,
+        "attempt": attempt or None,
         "phase": r.phase,
         "progress": r.progress,
-        "eta_seconds": fleet.starts.eta(r, now) if r.state in COMING else None,
+        "eta_seconds": eta(fleet, r, now),
         "since": r.since,
         "url": r.url,
         "in_flight": in_flight,
@@ -147,4 +179,5 @@ def _replica(fleet: Fleet, r: Replica, loads: LoadPoller, now: float) -> dict[st
         "outdated": fleet.outdated(r),
         "reason": r.reason,
         "failure": r.failure,
+        "kept_until": fleet.kept_until(r),
     }

@@ -28,10 +28,6 @@ __all__ = ["ReadinessProbe", "ReplicaPolicy", "Service", "SpecError", "load", "p
 REPLICA_KEY = "REPLICA_API_KEY"
 """The secret through which the gateway gives a replica its API key; it needs no value in the YAML."""
 
-TLS_KEY = "REPLICA_TLS_KEY"
-TLS_CERT = "REPLICA_TLS_CERT"
-"""Likewise its TLS key and certificate, PEM texts (replicas/tls.py); empty where it is spoken to in plain."""
-
 _VARIABLE = re.compile(r"\$\{?\b([a-zA-Z_][a-zA-Z0-9_]*)\b\}?")
 """SkyPilot's own pattern for variables in `service:` (sky/task.py: _fill_in_env_vars)."""
 
@@ -139,7 +135,7 @@ def _parse(
     warnings += [
         f"secrets.{key}: has no value here or in the environment; SkyPilot must know it"
         for key in parsed.secret_names()
-        if key not in secrets and key not in (REPLICA_KEY, TLS_KEY, TLS_CERT)
+        if key not in secrets and key not in (REPLICA_KEY, command.TLS_KEY, command.TLS_CERT)
     ]
 
     candidates = _candidates(parsed.resources or {})

@@ -22,6 +22,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
+from replicas.costs import Entry
 from replicas.lifecycle import Replica, State
 
 APPLICATION_ID: Final = 0x534B4754  # "SKGT": tells our file from any other SQLite database
@@ -59,6 +60,24 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     (  # 2
         "ALTER TABLE replicas ADD COLUMN plan TEXT NOT NULL DEFAULT ''",
     ),
+    (  # 3: the ledger in place of a sum per replica; what was paid tells how long a live one was accounted
+        """CREATE TABLE ledger (
+            replica TEXT NOT NULL, part INTEGER NOT NULL, service TEXT NOT NULL, plan TEXT NOT NULL,
+            region TEXT NOT NULL, spot INTEGER, price REAL, begun REAL NOT NULL, until REAL NOT NULL,
+            dollars REAL NOT NULL, ready REAL NOT NULL, idle REAL NOT NULL, key TEXT NOT NULL,
+            request TEXT NOT NULL, closed INTEGER NOT NULL, PRIMARY KEY (replica, part))""",
+        """INSERT INTO ledger
+            SELECT c.replica, 1, c.service, ifnull(r.plan, ''), '', NULL, r.hourly_cost,
+                ifnull(r.created_at, old.est),
+                CASE WHEN r.id IS NULL THEN old.est
+                     WHEN r.state = 'gone' OR NOT ifnull(r.hourly_cost, 0) THEN r.since
+                     ELSE r.created_at + 3600 * c.dollars / r.hourly_cost END,
+                c.dollars, 0, 0, '', '',
+                r.id IS NULL OR r.state = 'gone' OR ifnull(r.failure, '') = 'preempted'
+            FROM costs AS c LEFT JOIN replicas AS r ON r.id = c.replica,
+                (SELECT ifnull(min(created_at), 0) AS est FROM replicas) AS old""",
+        "DROP TABLE costs",
+    ),
 )
 """Step i brings a file from schema version i to i + 1. A step that was released is never changed: add one."""
 
@@ -70,9 +89,23 @@ _SAVE: Final = (
     + ", ".join(f'"{column}" = excluded."{column}"' for column in _COLUMNS[1:])
 )
 
+_LEDGER_COLUMNS: Final = tuple(field.name for field in fields(Entry))
+_SAVE_LEDGER: Final = (
+    f"INSERT OR REPLACE INTO ledger ({', '.join(_LEDGER_COLUMNS)}) "
+    f"VALUES ({', '.join('?' * len(_LEDGER_COLUMNS))})"
+)
+_LEDGER: Final = (
+    f"SELECT {', '.join(_LEDGER_COLUMNS)} FROM ledger WHERE until >= ifnull(?, until) "
+    "AND closed = ifnull(?, closed) ORDER BY begun, replica, part"
+)
+
 
 class TableError(Exception):
     """The file cannot be used, or a write did not happen (not even in part). The message says what to do."""
+
+
+class Unusable(TableError):
+    """It is damaged, not ours, or of a newer version: a person must act, and trying again is no use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +132,7 @@ class PhaseTime:
 class Table:
     """An open `state.db`, made or migrated if need be. Mutable: the file.
 
-    :raises TableError: it is damaged, not ours, or of a newer version; then nothing was changed or deleted.
+    :raises Unusable: it is damaged, not ours, or of a newer version; then nothing was changed or deleted.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -188,14 +221,22 @@ class Table:
     @property
     def generation(self) -> int:
         """The last generation of the upstream list; 0 at first. Only grows: a lower value is a ValueError."""
-        rows = self._rows("SELECT value FROM meta WHERE key = 'generation'")
-        return int(rows[0][0]) if rows else 0
+        return int(self._meta("generation") or 0)
 
     @generation.setter
     def generation(self, value: int) -> None:
         if value < self.generation:
             raise ValueError(f"generation {value} after {self.generation}")
-        self._write("INSERT OR REPLACE INTO meta VALUES ('generation', ?)", str(value))
+        self._set_meta("generation", str(value))
+
+    @property
+    def provisioner(self) -> str | None:
+        """Where the replicas come from that are not GONE: only that one can end them. None = not known."""
+        return self._meta("provisioner")
+
+    @provisioner.setter
+    def provisioner(self, name: str) -> None:
+        self._set_meta("provisioner", name)
 
     def next_n(self, service: str) -> int:
         """The number of the service's next replica: 1, 2, ...; never given twice."""
@@ -273,18 +314,20 @@ class Table:
         )
         return [PhaseTime(*row) for row in reversed(rows)]
 
-    def accrue(self, replica_id: str, service: str, dollars: float) -> None:
-        """Add to what a replica has cost so far."""
-        with self._transaction(durable=False):
-            self._write(
-                "INSERT INTO costs (replica, service, dollars) VALUES (?, ?, ?) "
-                "ON CONFLICT (replica) DO UPDATE SET dollars = dollars + excluded.dollars",
-                *(replica_id, service, dollars),
-            )
+    def save_ledger(self, entries: Iterable[Entry]) -> None:
+        """Store these entries as they are now, each by its replica and part."""
+        rows = [tuple(getattr(entry, column) for column in _LEDGER_COLUMNS) for entry in entries]
+        with self._transaction(durable=False), self._errors():
+            self._db.executemany(_SAVE_LEDGER, rows)
+
+    def ledger(self, since: float | None = None, *, closed: bool | None = None) -> list[Entry]:
+        """What replicas have cost, the oldest first: all entries, or those open at or after `since`, or the
+        closed or the open ones only."""
+        return [_entry(row) for row in self._rows(_LEDGER, since, closed)]
 
     def total_cost(self, service: str) -> float:
         """Dollars that all replicas of the service have cost since the state dir was made."""
-        return float(self._rows("SELECT total(dollars) FROM costs WHERE service = ?", service)[0][0])
+        return float(self._rows("SELECT total(dollars) FROM ledger WHERE service = ?", service)[0][0])
 
     def add_event(self, event: Mapping[str, Any], at: float) -> dict[str, Any]:
         """Append to the log of events; returns it as `last_events` will: with its `id` (growing) and `at`."""
@@ -302,10 +345,16 @@ class Table:
 
     def _owner(self) -> str:
         """This gateway's 8 hex digits, made when its table was."""
-        sql = "SELECT value FROM meta WHERE key = 'owner'"
-        if not self._rows(sql):
+        if self._meta("owner") is None:
             self._write("INSERT OR IGNORE INTO meta VALUES ('owner', ?)", secrets.token_hex(4))
-        return str(self._rows(sql)[0][0])
+        return str(self._meta("owner"))
+
+    def _meta(self, key: str) -> str | None:
+        rows = self._rows("SELECT value FROM meta WHERE key = ?", key)
+        return str(rows[0][0]) if rows else None
+
+    def _set_meta(self, key: str, value: str) -> None:
+        self._write("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, value)
 
     def _rows(self, sql: str, *values: Any) -> Sequence[Any]:
         with self._errors():
@@ -338,8 +387,30 @@ def _replica(row: Sequence[Any]) -> Replica:
     return Replica(**values)
 
 
+def _entry(row: Sequence[Any]) -> Entry:
+    values = dict(zip(_LEDGER_COLUMNS, row, strict=True))
+    values["closed"] = bool(values["closed"])
+    values["spot"] = None if values["spot"] is None else bool(values["spot"])
+    return Entry(**values)
+
+
+def read_ledger(path: str | os.PathLike[str], since: float | None = None) -> list[Entry]:
+    """The ledger of a gateway that does not run; looks, and changes nothing. As `Table.ledger`.
+
+    :raises TableError: there is none, or it cannot be read.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise TableError(f"{path}: there is no such file, so nothing is known of any cost")
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            return [_entry(row) for row in db.execute(_LEDGER, (since, None))]
+    except sqlite3.Error as error:
+        raise TableError(f"{path}: {error}") from error
+
+
 def _inspect(path: Path) -> None:
-    """Raise TableError if `path` is not a file that this program may write; looks, and changes nothing.
+    """Raise Unusable if `path` is not a file that this program may write; looks, and changes nothing.
 
     Opening a damaged database for writing may already lose something: SQLite folds its log in, or drops it.
     """
@@ -349,11 +420,11 @@ def _inspect(path: Path) -> None:
     size = path.stat().st_size if path.exists() else 0
     if size == 0:
         if wal.exists() and wal.stat().st_size:
-            raise TableError(f"{path} is missing or empty, but its log {wal.name} is not. {restore}")
+            raise Unusable(f"{path} is missing or empty, but its log {wal.name} is not. {restore}")
         return
     with open(path, "rb") as file:
         if file.read(16) != b"SQLite format 3\0":
-            raise TableError(f"{path} is not a SQLite database. {restore}")
+            raise Unusable(f"{path} is not a SQLite database. {restore}")
     try:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
             version = db.execute("PRAGMA user_version").fetchone()[0]
@@ -365,11 +436,11 @@ def _inspect(path: Path) -> None:
     except sqlite3.DatabaseError as error:
         faults, version, foreign = [str(error)], 0, False
     if faults != ["ok"]:
-        raise TableError(f"{path} is damaged ({'; '.join(faults)}). {restore}")
+        raise Unusable(f"{path} is damaged ({'; '.join(faults)}). {restore}")
     if foreign:
-        raise TableError(f"{path} is a database of another program. Choose another state dir. {keep}")
+        raise Unusable(f"{path} is a database of another program. Choose another state dir. {keep}")
     if version > len(MIGRATIONS):
-        raise TableError(
+        raise Unusable(
             f"{path} has schema version {version}, this gateway knows versions up to {len(MIGRATIONS)}: "
             f"a newer gateway wrote it. Install that one again. {keep}"
         )

@@ -17,7 +17,6 @@ import contextlib
 import functools
 import json
 import os
-import re
 import ssl
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -26,8 +25,8 @@ from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
+from replicas.command import TLS_CERT, TLS_KEY
 from replicas.provisioners.launcher import write_atomically
-from replicas.spec import TLS_CERT, TLS_KEY
 
 VALID_YEARS: Final = 30
 BACKDATED: Final = timedelta(days=1)  # the gateway may move to a machine whose clock is behind
@@ -92,8 +91,11 @@ class Certificates:
         return found
 
     def cert(self, service: str) -> str | None:
-        """The service's certificate as PEM text, None if none was ever made. Raises TlsError."""
+        """The service's certificate as PEM text, None while it has no use for one. Raises TlsError."""
         found = self._load(service)
+        given = [id for id, transport in self._transports.items() if transport == "tls"]
+        if found is None and any(id.startswith(f"{service}-gw-") for id in given):
+            found = self.identity(service)  # it was lost: what still runs is to be refused, not trusted
         return found.cert if found else None
 
     def _path(self, service: str) -> Path:
@@ -242,14 +244,7 @@ def read_ca(path: Path) -> str:
     return text
 
 
-# --- what an address or a script says
-
-_COMMENT = re.compile(r"^\s*#.*$", re.MULTILINE)
-
-
-def uses_certificate(run: str) -> bool:
-    """Whether the script does anything with the certificate that it is given."""
-    return re.search(rf"\$\{{?{TLS_CERT}\b", _COMMENT.sub("", run)) is not None
+# --- what an address says
 
 
 def is_bare_https(url: str) -> bool:

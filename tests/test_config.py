@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -48,10 +50,41 @@ def test_the_recipe_warns_only_of_what_sky_serve_would_refuse(recipe: Service) -
     ]
 
 
+CLOUD = [path for path in sorted(CONFIG.glob("*.yaml")) if path.name != "local.yaml"]
+
+
+@pytest.mark.parametrize("path", CLOUD, ids=lambda path: path.name)
+def test_every_yaml_for_a_cloud_speaks_tls_with_the_key_it_is_given(path: Path, tmp_path: Path) -> None:
+    service = load(path)
+    assert command.uses_certificate(service.run)
+    assert command.has_flag(service.run, "--api-key")
+    for name in (command.TLS_KEY, command.TLS_CERT):
+        assert service.task["secrets"][name] is None
+    # Bash says what the server gets: `python` is a command here that shows the files it is given.
+    fake = tmp_path / "python"
+    show = 'case "$1" in --ssl-*) ls -l "$2"; cat "$2";; esac'
+    fake.write_text(f"#!/bin/sh\nwhile [ $# -gt 0 ]; do {show}; shift; done\n")
+    fake.chmod(0o755)
+    nodes = {"SKYPILOT_NODE_IPS": "10.0.0.1", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "0"}
+    given = {command.TLS_KEY: "a\nkey", command.TLS_CERT: "a\ncert", "REPLICA_API_KEY": "k"}
+    env = {**nodes, "SKYPILOT_NUM_GPUS_PER_NODE": "8", "PATH": f"{tmp_path}:{os.environ['PATH']}", **given}
+
+    def run(**more: str) -> str:
+        bash = ["bash", "-euc", service.run]
+        env_ = {**env, "TMPDIR": str(tmp_path), "HOME": str(tmp_path), **more}
+        return subprocess.run(bash, env=env_, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    said = run()
+    assert "a\nkey\n" in said
+    assert "a\ncert\n" in said
+    assert said.count("-rw-------") == 2
+    assert run(REPLICA_TLS_KEY="", REPLICA_TLS_CERT="") == ""  # --replica-transport plain
+
+
 def test_the_replicas_key_has_no_value_in_any_yaml(recipe: Service, local: Service) -> None:
     for service in (recipe, local):
         assert service.secrets == {}
-        assert service.task["secrets"] == {"REPLICA_API_KEY": None}
+        assert service.task["secrets"]["REPLICA_API_KEY"] is None
         assert '--api-key "$REPLICA_API_KEY"' in service.run
 
 

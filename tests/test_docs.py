@@ -139,6 +139,8 @@ def test_every_flag_named_in_prose_exists(readme: str) -> None:
         "--max-queued-requests",
         "--reasoning-parser",
         "--host",
+        "--ssl-keyfile",
+        "--ssl-certfile",
     }  # SGLang's
     prose = re.sub(r"```.*?```", "", readme, flags=re.DOTALL).replace("`--timeout=4000s`", "")  # gcloud's
     assert {flag for flag in re.findall(r"`[^`\n]*?(--[a-z-]+)", prose) if flag not in known} == set()
@@ -176,7 +178,7 @@ def _command_options() -> Iterator[str]:
     assert isinstance(main, click.Group)
     for command in main.commands.values():
         for parameter in command.params:
-            yield from parameter.opts
+            yield from (*parameter.opts, *parameter.secondary_opts)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
 Errors, named by what the caller may do next:
 
     LaunchError          the launch did not happen; `permanent` says whether asking again could help
-    └─ NoCapacity        nothing free at the moment (never permanent): ask again, hold the requests
+    ├─ NoCapacity        nothing free at the moment (never permanent): the next plan; hold the requests
+    └─ Infeasible        nothing of this kind exists for us: no use asking again, another plan may fit
     TerminateError       the replica is not verified gone and may still cost money: call terminate again
     InstancesUnknown     what exists could not be found out; conclude nothing from it, ask again
 """
@@ -14,7 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
+
+from replicas.plans import Plan
 
 if TYPE_CHECKING:
     from replicas.spec import Service
@@ -37,6 +40,14 @@ class NoCapacity(LaunchError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason, permanent=False)
+
+
+class Infeasible(LaunchError):
+    """What the plan asks for can never be had, and it is the plan's fault."""
+
+
+YAML_DECIDES: Final = Plan()
+"""The plan that leaves everything to the YAML."""
 
 
 class TerminateError(Exception):
@@ -63,10 +74,13 @@ class Instance:
 class Provisioner(Protocol):
     """Three idempotent verbs. Each may be called again after a crash in the middle of the last call."""
 
-    async def launch(self, replica_id: str, service: Service, env: Mapping[str, str]) -> None:
+    async def launch(
+        self, replica_id: str, service: Service, env: Mapping[str, str], plan: Plan = YAML_DECIDES
+    ) -> None:
         """Make the replica exist and submit its `run`; return then, long before it can serve.
 
-        A second launch of a live id does nothing. `env` is added to the YAML's envs and secrets and wins.
+        A second launch of a live id does nothing. `plan` says on which hardware; its variables are added to
+        the YAML's envs and secrets and win over them, and `env` over all.
         Raises LaunchError (or NoCapacity); what a failed launch left behind is shown by `instances` and
         removed by `terminate`. Cancelling the call undoes nothing: `terminate` does.
         """

@@ -21,7 +21,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from replicas.provisioners import Instance, LaunchError, TerminateError, folder, launcher, owned_by, processes
+from replicas.plans import Plan
+from replicas.provisioners import (
+    YAML_DECIDES,
+    Instance,
+    LaunchError,
+    TerminateError,
+    folder,
+    launcher,
+    owned_by,
+    processes,
+)
 from replicas.provisioners.environment import environment, working_directory
 
 if TYPE_CHECKING:
@@ -59,9 +69,13 @@ class LocalProvisioner:
     def __repr__(self) -> str:
         return f"<LocalProvisioner {self._root} owner={self._owner}>"
 
-    async def launch(self, replica_id: str, service: Service, env: Mapping[str, str]) -> None:
-        """See Provisioner. Returns some 50 ms later, when the launcher has recorded itself."""
-        await self._in_thread(lambda: self._launch(replica_id, service, env))
+    async def launch(
+        self, replica_id: str, service: Service, env: Mapping[str, str], plan: Plan = YAML_DECIDES
+    ) -> None:
+        """See Provisioner. Returns some 50 ms later, when the launcher has recorded itself. The hardware is
+        this machine, whatever the plan says."""
+        variables = {**plan.envs, **plan.secrets, **env}
+        await self._in_thread(lambda: self._launch(replica_id, service, variables))
 
     async def terminate(self, replica_id: str) -> None:
         """See Provisioner. Ends every process of the replica, those that left its process group included."""

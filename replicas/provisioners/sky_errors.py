@@ -4,11 +4,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from replicas.provisioners import LaunchError, NoCapacity
+from replicas.provisioners import Infeasible, LaunchError, NoCapacity
 
 _PERMANENT = (
     "NoCloudAccessError",   # `Cloud access is not set up. Run: sky check`, also under retry_until_up
-    "NotSupportedError",    # ports, spot, multi-node or autodown on a cloud that has none
     "InvalidClusterNameError",
     "InvalidSkyPilotConfigError",
     "ClusterOwnerIdentityMismatchError",
@@ -38,7 +37,9 @@ def launch_error(exceptions: Any, error: Exception) -> LaunchError:
         if error.failover_history:
             tried = f"{reason(error)} (last: {reason(error.failover_history[-1])})"
             return NoCapacity(tried)
-        return LaunchError(reason(error), permanent=True)
+        return Infeasible(reason(error))
+    if isinstance(error, exceptions.NotSupportedError):   # spot or several nodes, on a cloud that has none
+        return Infeasible(reason(error))
     known = tuple(getattr(exceptions, name) for name in _PERMANENT)
     permanent = isinstance(error, (*known, ValueError)) and not isinstance(
         error, exceptions.ClusterDoesNotExist   # a ValueError, from a race with somebody's `down`

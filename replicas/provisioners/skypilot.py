@@ -26,7 +26,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from replicas import plans
+from replicas.plans import Plan
 from replicas.provisioners import (
+    YAML_DECIDES,
     Instance,
     InstancesUnknown,
     LaunchError,
@@ -66,6 +69,7 @@ class Sky(Protocol):
     def status(self, cluster_names: list[str] | None, *, refresh: Any) -> str: ...
     def endpoints(self, cluster: str) -> str: ...
     def down(self, cluster_name: str) -> str: ...
+    def queue(self, cluster_name: str) -> str: ...
     def api_cancel(self, request_ids: list[str], *, silent: bool) -> str: ...
     def get(self, request_id: str) -> Any: ...
     def stream_and_get(self, request_id: str, *, output_stream: Any) -> Any: ...
@@ -109,6 +113,7 @@ class SkyPilotProvisioner:
         # minutes), so that none can follow its terminate.
         self._locks: dict[str, threading.Lock] = {}
         self._terminated: set[str] = set()
+        self._broken: set[str] = set()   # their last launch failed: a refresh may call what it left UP
         self._launching: dict[str, folder.Output] = {}
         # Mutable by `instances` alone, one at a time.
         self._looking = threading.Lock()
@@ -118,9 +123,11 @@ class SkyPilotProvisioner:
     def __repr__(self) -> str:
         return f"<SkyPilotProvisioner owner={self._owner} launching={len(self._launching)}>"
 
-    async def launch(self, replica_id: str, service: Service, env: Mapping[str, str]) -> None:
-        """See Provisioner. One round over all candidates of the YAML: minutes, longer with file mounts."""
-        await _in_thread(lambda: self._launch(replica_id, service, env))
+    async def launch(
+        self, replica_id: str, service: Service, env: Mapping[str, str], plan: Plan = YAML_DECIDES
+    ) -> None:
+        """See Provisioner. One round over all candidates of the plan: minutes, longer with file mounts."""
+        await _in_thread(lambda: self._launch(replica_id, service, env, plan))
 
     async def terminate(self, replica_id: str) -> None:
         """See Provisioner. Cancel, down, look; again until it is no longer listed, for up to 10 minutes."""
@@ -142,14 +149,14 @@ class SkyPilotProvisioner:
     def _lock(self, replica_id: str) -> threading.Lock:
         return self._locks.setdefault(replica_id, threading.Lock())
 
-    def _launch(self, replica_id: str, service: Service, env: Mapping[str, str]) -> None:
+    def _launch(self, replica_id: str, service: Service, env: Mapping[str, str], plan: Plan) -> None:
         if not owned_by(replica_id, self._owner):
             raise LaunchError(f"{replica_id} is not a name of this gateway (owner {self._owner})")
         sky = self._sdk()
         directory = self._root / replica_id
         try:
             with self._lock(replica_id):
-                request = self._submit(sky, replica_id, directory, service, env)
+                request = self._submit(sky, replica_id, directory, service, env, plan)
                 if request is None:
                     return
                 self._launching[replica_id] = folder.Output(directory)
@@ -158,13 +165,21 @@ class SkyPilotProvisioner:
                     sky.stream_and_get(request, output_stream=out)
             finally:
                 del self._launching[replica_id]
+            self._broken.discard(replica_id)
         except LaunchError:
             raise
         except Exception as error:
+            self._broken.add(replica_id)
             raise launch_error(sky.exceptions, error) from error
 
     def _submit(
-        self, sky: Sky, replica_id: str, directory: Path, service: Service, env: Mapping[str, str]
+        self,
+        sky: Sky,
+        replica_id: str,
+        directory: Path,
+        service: Service,
+        env: Mapping[str, str],
+        plan: Plan,
     ) -> str | None:
         """The id of the launch request, ours or one that is under way; None when there is nothing to do."""
         if replica_id in self._terminated:
@@ -172,20 +187,24 @@ class SkyPilotProvisioner:
         if replica_id in self._launching:
             return None
         under_way = _launches(sky, replica_id)
-        if not under_way and any(map(_was_up, _listed(sky, replica_id))):
+        up = any(map(_was_up, _listed(sky, replica_id)))
+        broken = replica_id in self._broken and not _has_job(sky, replica_id)
+        if up and not under_way and not broken:
             return None   # its `run` was submitted: never a second time
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        facts = {"port": service.port, "spec_hash": service.hash}
+        if not under_way and _on_another_plan(directory, plan) and not _down(sky, replica_id):
+            raise LaunchError(f"{replica_id}: what it left on its last plan is not gone yet", permanent=False)
+        facts = {"port": service.port, "spec_hash": service.hash, "plan": plan.name}
         launcher.write_atomically(str(directory / launcher.RECORD), facts)
         if under_way:   # by a gateway that has died since: it goes on in the API server
             return under_way[0]
         try:   # anew, or on with what a failed launch left
-            return _launch(sky, replica_id, build_task(sky, service, env))
+            return _launch(sky, replica_id, build_task(sky, service, env, plan))
         except Exception as error:
             if not cannot_open_ports(sky.exceptions, error):
                 raise
             log.info("%s: %s; launched without `resources.ports`", replica_id, reason(error))
-            return _launch(sky, replica_id, build_task(sky, service, env, ports=False))
+            return _launch(sky, replica_id, build_task(sky, service, env, plan, ports=False))
 
     def _terminate(self, replica_id: str) -> None:
         if not owned_by(replica_id, self._owner):
@@ -269,19 +288,30 @@ def _launch(sky: Sky, replica_id: str, task: Any) -> str:
     )
 
 
-def build_task(sky: Sky, service: Service, env: Mapping[str, str], *, ports: bool = True) -> Any:
-    """The YAML as a sky.Task: without `service:` (0.14.1 rejects what the DeepSeek README shows), with `env`.
+def _on_another_plan(directory: Path, plan: Plan) -> bool:
+    """Whether an earlier attempt asked for other hardware: SkyPilot refuses to go on with its remains."""
+    record = folder.record(directory)
+    return record is not None and record.get("plan", plan.name) != plan.name
 
-    A variable that the YAML lists under `envs` is overridden there, any other is given as a secret.
+
+def build_task(
+    sky: Sky, service: Service, env: Mapping[str, str], plan: Plan = YAML_DECIDES, *, ports: bool = True
+) -> Any:
+    """The YAML as a sky.Task: without `service:` (0.14.1 rejects what the DeepSeek README shows), with `env`,
+    on the plan's hardware.
+
+    A variable that the YAML lists under `envs`, or `--env` sets, is one; any other is given as a secret.
     `ports=False` leaves out `resources.ports`, for a cloud that has none to open.
     """
-    task = copy.deepcopy(service.task)   # from_yaml_config empties it
+    task = plans.apply(copy.deepcopy(service.task), plan)   # from_yaml_config empties it
     if not ports:
         resources = task.get("resources") or {}
         for one in (resources, *(resources.get("any_of") or ()), *(resources.get("ordered") or ())):
             one.pop("ports", None)
-    envs = {name: value for name, value in env.items() if name in (task.get("envs") or {})}
-    secrets = service.secrets | {name: value for name, value in env.items() if name not in envs}
+    env = {**plan.envs, **plan.secrets, **env}
+    plain = {*(task.get("envs") or {}), *plan.envs} - {*(task.get("secrets") or {})}
+    envs = {name: value for name, value in env.items() if name in plain}
+    secrets = service.secrets | {name: value for name, value in env.items() if name not in plain}
     return sky.Task.from_yaml_config(
         task, env_overrides=list(envs.items()), secrets_overrides=list(secrets.items())
     )
@@ -306,6 +336,14 @@ def _listed(sky: Sky, replica_id: str) -> list[Any]:
 def _was_up(cluster: Any) -> bool:
     """Whether its machines were ever all there; what follows at once is the submission of `run`."""
     return cluster.status.value != "INIT" or bool(cluster.cluster_ever_up)
+
+
+def _has_job(sky: Sky, replica_id: str) -> bool:
+    """Whether `run` was submitted. A cluster on which SkyPilot's own set-up failed cannot even be asked."""
+    try:
+        return bool(sky.get(sky.queue(replica_id)))
+    except Exception:
+        return False
 
 
 def _down(sky: Sky, replica_id: str) -> bool:

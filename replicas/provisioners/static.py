@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from replicas.provisioners import Instance, LaunchError, NoCapacity, owned_by
+from replicas.plans import Plan
+from replicas.provisioners import YAML_DECIDES, Instance, LaunchError, NoCapacity, owned_by
 from replicas.provisioners.launcher import write_atomically
 
 if TYPE_CHECKING:
@@ -39,8 +40,10 @@ class StaticProvisioner:
     def __repr__(self) -> str:
         return f"<StaticProvisioner {len(self._assigned)} of {len(self._urls)} URLs assigned>"
 
-    async def launch(self, replica_id: str, service: Service, env: Mapping[str, str]) -> None:
-        """See Provisioner. `service` and `env` are not used: the server runs already, with its own."""
+    async def launch(
+        self, replica_id: str, service: Service, env: Mapping[str, str], plan: Plan = YAML_DECIDES
+    ) -> None:
+        """See Provisioner. Nothing but the id is used: the server runs already, with what it has."""
         if not owned_by(replica_id, self._owner):
             raise LaunchError(f"{replica_id} is not a name of this gateway (owner {self._owner})")
         if replica_id in self._terminated:

@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from replicas.provisioners import Instance, LaunchError, Provisioner
-from replicas.spec import TLS_CERT, TLS_KEY
-from replicas.tls import Certificates, Mode, TlsError, Transport, is_public, uses_certificate
+from replicas.command import TLS_CERT, TLS_KEY, uses_certificate
+from replicas.plans import Plan
+from replicas.provisioners import YAML_DECIDES, Instance, LaunchError, Provisioner
+from replicas.tls import Certificates, Mode, TlsError, Transport, is_public
 
 if TYPE_CHECKING:
     from replicas.spec import Service
@@ -43,7 +44,9 @@ class TransportProvisioner:
     def __repr__(self) -> str:
         return f"<TransportProvisioner {self._mode} {self._inner!r}>"
 
-    async def launch(self, replica_id: str, service: Service, env: Mapping[str, str]) -> None:
+    async def launch(
+        self, replica_id: str, service: Service, env: Mapping[str, str], plan: Plan = YAML_DECIDES
+    ) -> None:
         """See Provisioner. Raises a permanent LaunchError when it is to be TLS and cannot."""
         transport = self._certificates.transport(replica_id)
         try:
@@ -53,7 +56,7 @@ class TransportProvisioner:
             given = self._variables(service, transport)
         except TlsError as error:
             raise LaunchError(str(error)) from None
-        await self._inner.launch(replica_id, service, {**env, **given})
+        await self._inner.launch(replica_id, service, {**env, **given}, plan)
 
     def _decide(self, service: Service) -> Transport:
         uses = uses_certificate(service.run)

@@ -44,6 +44,8 @@ def parser() -> argparse.ArgumentParser:
     sglang.add_argument("--model-path", "--model", default=default.model_path)
     sglang.add_argument("--served-model-name")
     sglang.add_argument("--api-key")
+    sglang.add_argument("--ssl-keyfile", metavar="FILE", help="PEM; with --ssl-certfile: https")
+    sglang.add_argument("--ssl-certfile", metavar="FILE")
     sglang.add_argument("--max-running-requests", type=int, default=default.max_running)
     sglang.add_argument("--max-queued-requests", type=int)
     sglang.add_argument(
@@ -111,6 +113,8 @@ def config_of(options: argparse.Namespace) -> SimConfig:
         model_path=options.model_path,
         served_model_name=options.served_model_name,
         api_key=options.api_key,
+        ssl_keyfile=options.ssl_keyfile,
+        ssl_certfile=options.ssl_certfile,
         max_running=options.max_running_requests,
         max_queued=options.max_queued_requests,
         kv_tokens=options.max_total_tokens,

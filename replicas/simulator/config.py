@@ -18,6 +18,8 @@ class SimConfig:
     model_path: str = "deepseek-ai/DeepSeek-R1"
     served_model_name: str | None = None  # None: the model path
     api_key: str | None = None
+    ssl_keyfile: str | None = None  # with ssl_certfile: PEM files, and https instead of http
+    ssl_certfile: str | None = None
     max_running: int = 256
     max_queued: int | None = None  # None: unbounded, as SGLang's default
     kv_tokens: int | None = None  # None: the profile's

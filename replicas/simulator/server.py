@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from http import HTTPStatus
@@ -25,6 +26,15 @@ from .stats import Stats
 
 def _quiet(line: str) -> None:
     """No log."""
+
+
+def _tls(config: SimConfig) -> ssl.SSLContext | None:
+    """As uvicorn makes it. Raises OSError when the files are no key and certificate."""
+    if config.ssl_certfile is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
+    return context
 
 
 class Simulator:
@@ -69,7 +79,7 @@ class Simulator:
     @property
     def url(self) -> str:
         """Where it answers, without a slash at the end."""
-        return f"http://{self.config.host}:{self.port}"
+        return f"{'https' if self.config.ssl_certfile else 'http'}://{self.config.host}:{self.port}"
 
     @property
     def hung(self) -> bool:
@@ -96,7 +106,7 @@ class Simulator:
 
     async def open(self, *, starting: bool = False) -> None:
         """Open the port; `starting`: /health says 503 until `ready()`. Raises OSError when the port is
-        taken.
+        taken or the TLS files are not usable.
         """
         loop = asyncio.get_running_loop()
         self._boot()
@@ -104,7 +114,11 @@ class Simulator:
         self.draining = self.silent = False
         self.closed.clear()
         self._server = await loop.create_server(
-            lambda: Connection(self), self.config.host, self.config.port, backlog=2048
+            lambda: Connection(self),
+            self.config.host,
+            self.config.port,
+            backlog=2048,
+            ssl=_tls(self.config),
         )
         self.port = self._server.sockets[0].getsockname()[1]
         self.config = replace(self.config, port=self.port)

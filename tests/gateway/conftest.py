@@ -133,8 +133,10 @@ class Rig:
         self.service = replace(self.service, upstreams=upstreams, **{"state": state, **changes})
         self.control.publish(Snapshot(self.generation, (self.service,)))
 
-    def progress(self, phase: str | None, progress: float | None = None, eta: float | None = None) -> None:
-        self.control.progress("r1", ColdStart("r1-gw-00000000-1", phase, progress, eta))
+    def progress(
+        self, phase: str | None, progress: float | None = None, eta: float | None = None, **more: Any
+    ) -> None:
+        self.control.progress("r1", ColdStart("r1-gw-00000000-1", phase, progress, eta, **more))
 
     async def acked(self) -> None:
         """Every worker has applied the last generation."""

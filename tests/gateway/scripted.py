@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Awaitable, Callable
@@ -104,10 +105,13 @@ class Peer:
 
 class Scripted:
     """`answer(peer)` is called for each request; /abort_request is answered by itself and noted in `aborts`.
-    `peers`: every request so far, and its connection."""
+    `peers`: every request so far, and its connection. `context`: it speaks TLS."""
 
-    def __init__(self, answer: Callable[[Peer], Awaitable[None]]) -> None:
+    def __init__(
+        self, answer: Callable[[Peer], Awaitable[None]], *, context: ssl.SSLContext | None = None
+    ) -> None:
         self._answer = answer
+        self._context = context
         self._tasks: set[asyncio.Task[None]] = set()
         self.peers: list[Peer] = []
         self.aborts: list[str] = []
@@ -119,9 +123,9 @@ class Scripted:
         return [peer.request for peer in self.peers]
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accepted, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accepted, "127.0.0.1", 0, ssl=self._context)
         self.port = self._server.sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if self._context else 'http'}://127.0.0.1:{self.port}"
         return self
 
     async def __aexit__(self, *error: object) -> None:

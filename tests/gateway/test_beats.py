@@ -65,6 +65,8 @@ async def test_a_held_stream_gets_single_newline_comments_and_nothing_else_befor
     await held.until(b"phase=pending")
     quick.progress("load", 0.62, 410.2)
     await held.until(b": cold-start phase=load progress=62% eta=410s\n")
+    quick.progress("provision", plan="2/3", attempt=14)
+    await held.until(b": cold-start phase=provision plan=2/3 attempt=14 eta=unknown\n")
     quick.progress("warmup")
     await held.until(b": cold-start phase=warmup eta=unknown\n")
     async with Simulator(SimConfig()) as sim:

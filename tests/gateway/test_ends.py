@@ -176,7 +176,7 @@ async def test_a_request_that_fails_by_our_own_fault_is_a_500_that_is_counted(
         await asyncio.sleep(0)
         raise ZeroDivisionError
 
-    monkeypatch.setattr("gateway.proxy.Exchange._exchange", broken)
+    monkeypatch.setattr("gateway.proxy.Exchange._try", broken)
     rig.publish("http://127.0.0.1:9")
     got = await rig.client.post(PATH, json=chat())
     assert (got.status_code, got.json()["error"]["code"]) == (500, "internal_error")

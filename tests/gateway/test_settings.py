@@ -43,8 +43,20 @@ def test_settings_survive_the_way_to_a_child_process(tmp_path: Path) -> None:
 
 def test_texts_of_an_environment_become_typed_values() -> None:
     settings = make(port="0", beat_after="0", insecure_open="yes", replica="http://a:1,http://b:2", price="2")
-    assert (settings.port, settings.beat_after, settings.insecure_open, settings.price) == (0, 0.0, True, 2.0)
+    assert (settings.port, settings.beat_after, settings.insecure_open) == (0, 0.0, True)
+    assert settings.price == ("2",)
     assert settings.replica == ("http://a:1", "http://b:2")
+
+
+def test_launch_flags_come_from_an_environment_too() -> None:
+    settings = make(
+        plan="H200:8,H100:8x2", price="H200:8=27.5 2", env="A=x y\nB=1,2", secret="HF_TOKEN", use_spot="no"
+    )
+    assert settings.plan == ("H200:8", "H100:8x2")
+    assert settings.price == ("H200:8=27.5", "2")
+    assert settings.env == ("A=x y", "B=1,2")
+    assert (settings.secret, settings.use_spot) == (("HF_TOKEN",), False)
+    assert make().use_spot is None
 
 
 def test_an_empty_variable_means_the_default() -> None:
@@ -82,12 +94,18 @@ def test_api_keys_split_by_commas_and_spaces() -> None:
         ({"provisioner": "aws"}, "one of local, static, skypilot"),
         ({"provisioner": "static"}, "--replica URL"),
         ({"replica": ["http://a:1"], "provisioner": "local"}, "--provisioner static"),
-        ({"replica": ["https://a"]}, "http://HOST:PORT"),
+        ({"replica": ["ftp://a"]}, "http(s)://HOST:PORT"),
         ({"replica": ["http://a:1/v1"]}, "nothing after it"),
         ({"replica": ["http://a:1", "http://a:1"]}, "twice"),
         ({"min_replicas": 3, "max_replicas": 2}, "--min-replicas 3 is more than"),
         ({"state_dir": "/tmp/" + "x" * 120}, "choose a shorter path"),
         ({"file": "/nowhere/x.yaml"}, "no such file"),
+        ({"plan": ["H200"]}, "--plan: 'H200' is not ACCELERATOR:COUNTxNODES, such as H100:8x2"),
+        ({"plan": ["H200:8"], "num_nodes": "2"}, "leave out --gpus and --num-nodes"),
+        ({"gpus": "8 x H200"}, "--gpus: '8 x H200' is not ACCELERATOR:COUNT"),
+        ({"price": ["H200:8=cheap"]}, "--price: 'H200:8=cheap' is not DOLLARS or"),
+        ({"use_spot": "maybe"}, "--use-spot (GATEWAY_USE_SPOT) wants true or false"),
+        ({"max_hourly_cost": "0"}, "more than 0"),
         ({"colour": "red"}, "unknown setting"),
     ],
 )

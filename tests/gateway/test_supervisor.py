@@ -149,7 +149,7 @@ def test_workers_leave_before_the_controller_and_the_address_is_forgotten(start:
     gateway = start(workers=2)
     gateway.started(3)
     assert gateway.ask() > 0
-    assert set(gateway.address()) == {"pid", "url", "admin_url", "services", "last"}
+    assert set(gateway.address()) == {"pid", "url", "admin_url", "services", "last", "home"}
     code, said = gateway.end()
     assert code == 0
     assert sorted(gateway.notes()[-3:-1]) == ["worker 0 leaves", "worker 1 leaves"]
@@ -184,6 +184,18 @@ def test_a_child_that_can_never_work_ends_the_gateway_with_an_error(start: Start
     _, said = gateway.process.communicate(timeout=20)
     assert gateway.process.returncode == 1
     assert "no such cloud" in said
+
+
+def test_a_child_that_worked_and_then_finds_a_broken_yaml_does_not_end_what_serves(start: Start) -> None:
+    edited = """
+note("controller started")
+sys.exit(1 if (home / "notes").read_text().count("controller started") == 1 else 78)
+"""
+    gateway = start(controller=edited)
+    gateway.until(lambda: gateway.notes().count("controller started") > 2)
+    assert gateway.ask() > 0
+    assert gateway.process.poll() is None
+    assert gateway.end()[0] == 0
 
 
 def test_requests_of_a_dead_worker_are_accounted_and_its_row_is_zero(start: Start) -> None:

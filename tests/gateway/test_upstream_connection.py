@@ -6,13 +6,16 @@ import asyncio
 import contextlib
 import re
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
 from gateway import upstream
-from gateway.errors import BadResponse, DiedMidway, DiedSilent, Undialable
+from gateway.errors import BadResponse, DiedMidway, DiedSilent, Undialable, UpstreamTimeout
 from gateway.upstream import Connection, Pool, Stale
+from replicas.tls import Identity, context_for, make
 
 from .conftest import eventually
 from .scripted import ANSWER, LAST, STREAM, Peer, Scripted, chunk, whole
@@ -21,12 +24,42 @@ REQUEST = b"POST /x HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nhi"
 CLOSE_DELIMITED = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n\r\n"
 
 
-@contextlib.asynccontextmanager
-async def talking(answer: Callable[[Peer], Awaitable[None]]) -> AsyncIterator[tuple[Pool, Scripted]]:
-    async with Scripted(answer) as server:
-        pool = Pool(server.url)
-        yield pool, server
-        pool.close()
+Talking = Callable[
+    [Callable[[Peer], Awaitable[None]]], contextlib.AbstractAsyncContextManager[tuple[Pool, Scripted]]
+]
+
+
+@pytest.fixture(scope="module")
+def identity() -> Identity:
+    return make("r1")
+
+
+@pytest.fixture(scope="module")
+def serving(identity: Identity, tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
+    """A replica's, with the key and certificate that it was given."""
+    return server_context(identity, tmp_path_factory.mktemp("tls"))
+
+
+def server_context(identity: Identity, folder: Path) -> ssl.SSLContext:
+    (folder / "replica.pem").write_text(identity.key + identity.cert)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "replica.pem")
+    return context
+
+
+@pytest.fixture(params=["plain", "tls"])
+def talking(request: pytest.FixtureRequest, identity: Identity, serving: ssl.SSLContext) -> Talking:
+    """`async with talking(answer) as (pool, server)`: all that follows holds over TCP and over TLS."""
+    context = serving if request.param == "tls" else None
+
+    @contextlib.asynccontextmanager
+    async def talk(answer: Callable[[Peer], Awaitable[None]]) -> AsyncIterator[tuple[Pool, Scripted]]:
+        async with Scripted(answer, context=context) as server:
+            pool = Pool(server.url, context=context_for(server.url, identity.cert, None))
+            yield pool, server
+            pool.close()
+
+    return talk
 
 
 def says(*parts: bytes, close: bool = False) -> Callable[[Peer], Awaitable[None]]:
@@ -53,8 +86,7 @@ async def body(conn: Connection) -> bytes:
 async def head(conn: Connection) -> None:
     """Send a request and wait for the head of the answer."""
     conn.request(REQUEST)
-    while not await conn.head():
-        pass
+    await conn.head()
 
 
 async def ask(pool: Pool) -> tuple[Connection, bytes]:
@@ -84,7 +116,7 @@ def unread(conn: Connection) -> int:
         (STREAM + chunk(b"hello") + b"0\r\nx-trailer: yes\r\n\r\n",),
     ],
 )
-async def test_an_answer_is_the_same_however_it_is_cut(parts: tuple[bytes, ...]) -> None:
+async def test_an_answer_is_the_same_however_it_is_cut(talking: Talking, parts: tuple[bytes, ...]) -> None:
     async with talking(says(*parts)) as (pool, server):
         conn, data = await ask(pool)
         assert (conn.status, data) == (200, b"hello")
@@ -96,7 +128,7 @@ async def test_an_answer_is_the_same_however_it_is_cut(parts: tuple[bytes, ...])
         assert server.requests[1].body == b"hi"
 
 
-async def test_a_body_without_a_length_ends_with_the_connection() -> None:
+async def test_a_body_without_a_length_ends_with_the_connection(talking: Talking) -> None:
     async with talking(says(CLOSE_DELIMITED + b"hel", b"lo", close=True)) as (pool, server):
         conn, data = await ask(pool)
         assert data == b"hello"
@@ -105,7 +137,7 @@ async def test_a_body_without_a_length_ends_with_the_connection() -> None:
         assert server.connections == 2
 
 
-async def test_the_newest_idle_connection_is_used_first() -> None:
+async def test_the_newest_idle_connection_is_used_first(talking: Talking) -> None:
     async with talking(says(ANSWER)) as (pool, server):
         one, two = await pool.acquire(), await pool.acquire()
         for conn in (one, two):
@@ -133,6 +165,7 @@ async def test_the_newest_idle_connection_is_used_first() -> None:
     ],
 )
 async def test_a_connection_with_bytes_past_the_end_or_a_close_is_not_used_again(
+    talking: Talking,
     parts: tuple[bytes, ...],
 ) -> None:
     async with talking(says(*parts)) as (pool, server):
@@ -144,7 +177,7 @@ async def test_a_connection_with_bytes_past_the_end_or_a_close_is_not_used_again
         assert server.connections == 2
 
 
-async def test_bytes_on_an_idle_connection_close_it() -> None:
+async def test_bytes_on_an_idle_connection_close_it(talking: Talking) -> None:
     async with talking(says(ANSWER)) as (pool, server):
         conn, _ = await ask(pool)
         conn.release()
@@ -154,7 +187,7 @@ async def test_bytes_on_an_idle_connection_close_it() -> None:
         assert repr(pool).endswith("idle=0>")
 
 
-async def test_an_idle_connection_that_the_replica_closes_is_forgotten() -> None:
+async def test_an_idle_connection_that_the_replica_closes_is_forgotten(talking: Talking) -> None:
     async with talking(says(ANSWER)) as (pool, server):
         conn, _ = await ask(pool)
         conn.release()
@@ -163,6 +196,7 @@ async def test_an_idle_connection_that_the_replica_closes_is_forgotten() -> None
 
 
 async def test_a_connection_is_kept_for_less_than_the_5_s_after_which_sglang_closes_it(
+    talking: Talking,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert 3 <= upstream.IDLE_SECONDS <= 4.5
@@ -180,7 +214,7 @@ async def test_a_connection_is_kept_for_less_than_the_5_s_after_which_sglang_clo
         assert server.connections == 2
 
 
-async def test_a_half_read_answer_is_not_given_back() -> None:
+async def test_a_half_read_answer_is_not_given_back(talking: Talking) -> None:
     async with talking(says(STREAM + chunk(b"x"))) as (pool, server):
         conn = await pool.acquire()
         await head(conn)
@@ -189,7 +223,7 @@ async def test_a_half_read_answer_is_not_given_back() -> None:
         assert repr(pool).endswith("idle=0>")
 
 
-async def test_a_closed_pool_takes_nothing_back() -> None:
+async def test_a_closed_pool_takes_nothing_back(talking: Talking) -> None:
     async with talking(says(ANSWER)) as (pool, _):
         conn, _ = await ask(pool)
         pool.close()
@@ -200,7 +234,7 @@ async def test_a_closed_pool_takes_nothing_back() -> None:
 # --- what goes wrong
 
 
-async def test_a_pooled_connection_that_had_been_closed_is_stale() -> None:
+async def test_a_pooled_connection_that_had_been_closed_is_stale(talking: Talking) -> None:
     async def once(peer: Peer) -> None:
         if peer.number == 0:
             await peer.send(ANSWER)
@@ -217,6 +251,7 @@ async def test_a_pooled_connection_that_had_been_closed_is_stale() -> None:
 
 
 async def test_a_pooled_connection_that_closes_long_after_the_request_was_sent_did_carry_it(
+    talking: Talking,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def once(peer: Peer) -> None:
@@ -236,7 +271,7 @@ async def test_a_pooled_connection_that_closes_long_after_the_request_was_sent_d
 
 
 @pytest.mark.parametrize("reset", [True, False])
-async def test_a_new_connection_that_closes_without_a_byte_died_silent(reset: bool) -> None:
+async def test_a_new_connection_that_closes_without_a_byte_died_silent(talking: Talking, reset: bool) -> None:
     async def answer(peer: Peer) -> None:
         peer.reset() if reset else peer.close()
 
@@ -258,13 +293,13 @@ async def test_a_new_connection_that_closes_without_a_byte_died_silent(reset: bo
         STREAM + b"5\r\nhel",
     ],
 )
-async def test_a_connection_that_closes_within_the_answer_died_midway(start: bytes) -> None:
+async def test_a_connection_that_closes_within_the_answer_died_midway(talking: Talking, start: bytes) -> None:
     async with talking(says(start, close=True)) as (pool, _):
         with pytest.raises(DiedMidway):
             await ask(pool)
 
 
-async def test_what_came_before_the_end_is_read_before_the_error() -> None:
+async def test_what_came_before_the_end_is_read_before_the_error(talking: Talking) -> None:
     async with talking(says(STREAM + chunk(b"hel"), close=True)) as (pool, _):
         conn = await pool.acquire()
         await head(conn)
@@ -294,7 +329,9 @@ async def test_what_came_before_the_end_is_read_before_the_error() -> None:
     ids=["ssh", "tls", "status", "upgrade", "size", "chunk", "lengths", "negative", "long", "many", "1xx",
          "1xxs", "trailers"],
 )  # fmt: skip
-async def test_what_is_not_http_or_without_bounds_is_a_bad_response(parts: tuple[bytes, ...]) -> None:
+async def test_what_is_not_http_or_without_bounds_is_a_bad_response(
+    talking: Talking, parts: tuple[bytes, ...]
+) -> None:
     async with talking(says(*parts)) as (pool, _):
         with pytest.raises(BadResponse):
             await ask(pool)
@@ -306,6 +343,40 @@ async def test_a_refused_dial_is_undialable() -> None:
         port = sock.getsockname()[1]
     with pytest.raises(Undialable, match="No connection to the replica"):
         await Pool(f"http://127.0.0.1:{port}").acquire()
+
+
+async def test_another_certificate_than_the_pinned_one_is_undialable_and_nothing_is_sent(
+    identity: Identity, tmp_path: Path
+) -> None:
+    async with Scripted(says(ANSWER), context=server_context(make("r1"), tmp_path)) as server:
+        pool = Pool(server.url, context=context_for(server.url, identity.cert, None))
+        with pytest.raises(Undialable, match="its certificate is not the one that this gateway gave it"):
+            await pool.acquire()
+        assert server.requests == []
+
+
+async def test_a_replica_that_ought_to_speak_tls_and_does_not_is_undialable(identity: Identity) -> None:
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(ANSWER)
+        got.append(await reader.read(100))
+        writer.close()
+
+    got: list[bytes] = []
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        pool = Pool(url, context=context_for(url, identity.cert, None))
+        with pytest.raises(Undialable, match="it does not speak TLS"):
+            await pool.acquire()
+        await eventually(lambda: got)
+        assert b"HTTP" not in got[0]
+
+
+async def test_a_replica_that_never_ends_its_handshake_is_undialable(identity: Identity) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:  # accepts, and says nothing
+        url = f"https://127.0.0.1:{sock.getsockname()[1]}"
+        pool = Pool(url, connect_timeout=0.2, context=context_for(url, identity.cert, None))
+        with pytest.raises(Undialable, match=r"within 0.2 s"):
+            await pool.acquire()
 
 
 async def test_a_name_that_does_not_resolve_is_undialable() -> None:
@@ -341,33 +412,32 @@ async def test_a_url_may_have_a_path_and_no_port() -> None:
 # --- waiting
 
 
-async def test_a_poke_wakes_the_one_who_waits_without_news() -> None:
-    async with talking(says()) as (pool, _):
+async def test_an_answer_that_is_given_up_fails_the_one_who_waits(talking: Talking) -> None:
+    async with talking(says()) as (pool, server):
         conn = await pool.acquire()
         conn.request(REQUEST)
         waiting = asyncio.ensure_future(conn.head())
-        await eventually(lambda: conn.waiting)
-        conn.poke()
-        assert await waiting is False
-        assert not conn.waiting
-        conn.poke()  # nobody waits: nothing happens
-        conn.abort()
-
-
-async def test_a_poke_between_two_pieces_of_a_body_is_no_end() -> None:
-    async with talking(says(STREAM)) as (pool, server):
-        conn = await pool.acquire()
-        await head(conn)
-        reading = asyncio.ensure_future(conn.read())
-        await eventually(lambda: conn.waiting)
-        conn.poke()
-        assert await reading is None
-        await server.peers[0].send(chunk(b"x") + LAST)
-        assert await body(conn) == b"x"
+        await eventually(lambda: server.peers)
+        conn.fail(UpstreamTimeout("silent for too long"))
+        with pytest.raises(UpstreamTimeout, match="silent"):
+            await waiting
+        await eventually(lambda: server.peers[0].gone.is_set())
         conn.release()
 
 
-async def test_a_slow_reader_pauses_the_replica_and_gets_all_of_it() -> None:
+async def test_a_sink_hears_of_bytes_and_of_the_end(talking: Talking) -> None:
+    async with talking(says(STREAM)) as (pool, server):
+        conn = await pool.acquire()
+        await head(conn)
+        heard: list[bytes] = []
+        conn.sink = lambda c: heard.append(c.take())
+        await server.peers[0].send(chunk(b"x") + LAST)
+        await eventually(lambda: conn.exhausted)
+        assert b"".join(heard) == b"x"
+        conn.release()
+
+
+async def test_a_slow_reader_pauses_the_replica_and_gets_all_of_it(talking: Talking) -> None:
     size, count, sent = 64 * 1024, 160, 0
 
     async def flood(peer: Peer) -> None:

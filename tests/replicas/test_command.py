@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replicas.command import flag, has_flag, model
+from replicas.command import flag, has_flag, model, uses_certificate
 
 LAUNCH = "python -m sglang.launch_server"
 
@@ -63,3 +63,16 @@ def test_a_flag_is_seen_whatever_its_value() -> None:
 def test_no_script_is_too_strange(run: str) -> None:
     found = model(run, {"a": "b"})
     assert found is None or "$" not in found
+
+
+@pytest.mark.parametrize(
+    ("run", "uses"),
+    [
+        ('printf %s "$REPLICA_TLS_CERT" > cert', True),
+        ("serve ${REPLICA_TLS_CERT:+--ssl-certfile cert}", True),
+        ("  # $REPLICA_TLS_CERT\nserve", False),
+        ("serve $REPLICA_TLS_CERTIFICATE", False),
+    ],
+)
+def test_whether_a_script_uses_the_certificate(run: str, uses: bool) -> None:
+    assert uses_certificate(run) is uses

@@ -57,6 +57,11 @@ def test_a_failed_replica_is_cleaned_up_whatever_the_target() -> None:
     assert run(0, failed) == [Terminate(name(1), "crashed: exit code 1")]
 
 
+def test_a_failed_replica_that_is_kept_is_left_alone_and_counts_for_nothing() -> None:
+    failed = make(1, State.FAILED, failure="crashed", reason="exit code 1")
+    assert run(1, failed, kept={name(1)}) == [Launch("why")]
+
+
 def test_a_draining_replica_comes_back_before_anything_is_launched() -> None:
     draining = [make(n, State.DRAINING, resumable=True) for n in (1, 2)]
     assert run(1, *draining) == [Resume(name(2), "demand is back: why")]

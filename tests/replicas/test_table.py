@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from replicas import table as table_module
+from replicas.costs import Entry
 from replicas.lifecycle import Event, Replica, State, advance, new
-from replicas.table import Limits, PhaseTime, Table, TableError
+from replicas.table import Limits, PhaseTime, Table, TableError, read_ledger
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,7 +110,7 @@ def test_calls_within_a_transaction_happen_together_or_not_at_all(table: Table, 
     assert (table.replicas(), table.generation, table.next_n("r1")) == ([], 0, 1)
     with table.transaction(), Table(path) as other:
         table.save([replica(1)])
-        table.accrue("x", "r1", 1.0)
+        table.save_ledger([Entry("x", "r1", 1.0, 2.0)])
         assert other.replicas() == []
     assert table.replicas() == [replica(1)]
 
@@ -193,14 +194,35 @@ def test_past_cold_starts_are_found_by_service_spec_and_plan(
     assert table.cold_starts("r1") == times[1:3], "the oldest row went"
 
 
-def test_costs_add_up_per_service(table: Table, path: Path) -> None:
-    assert table.total_cost("r1") == 0.0
-    table.accrue("r1-1", "r1", 0.25)
-    table.accrue("r1-1", "r1", 0.5)
-    table.accrue("r1-2", "r1", 1)
-    table.accrue("v3-1", "v3", 100.0)
+def test_the_ledger_keeps_an_entry_for_each_replica_and_price(table: Table, path: Path) -> None:
+    assert (table.total_cost("r1"), table.ledger()) == (0.0, [])
+    first = Entry("r1-1", "r1", 10.0, 20.0, price=36.0, dollars=0.1, spot=True, key="alice", closed=True)
+    second = Entry("r1-1", "r1", 20.0, 30.0, part=2, price=72.0, dollars=0.2)
+    other = Entry("v3-1", "v3", 15.0, 90.0, dollars=100.0, spot=False, plan="H200:8x1", region="aws/us")
+    table.save_ledger([second, other, replace(first, closed=False, dollars=0.05)])
+    table.save_ledger([first])
     with Table(path) as again:
-        assert again.total_cost("r1") == 1.75
+        assert again.ledger() == [first, other, second]
+        assert again.ledger(25.0) == [other, second]
+        assert again.ledger(closed=True) == [first]
+        assert again.ledger(closed=False) == [other, second]
+        assert again.total_cost("r1") == pytest.approx(0.3)
+
+
+def test_the_ledger_is_read_without_a_gateway_and_nothing_is_changed(table: Table, path: Path) -> None:
+    entry = Entry("r1-1", "r1", 10.0, 20.0, dollars=0.1)
+    table.save_ledger([entry])
+    assert read_ledger(path) == read_ledger(path, 20.0) == [entry]
+    assert read_ledger(path, 21.0) == []
+    table.close()
+    before = path.read_bytes()
+    assert read_ledger(path) == [entry]
+    assert path.read_bytes() == before
+    with pytest.raises(TableError, match="no such file"):
+        read_ledger(path.with_name("none.db"))
+    path.write_bytes(b"nonsense" * 100)
+    with pytest.raises(TableError, match="not a database"):
+        read_ledger(path)
 
 
 def test_events_come_back_oldest_first_with_growing_ids(

@@ -183,3 +183,18 @@ def test_a_database_of_another_program_is_left_alone(path: Path) -> None:
 def test_a_state_dir_that_does_not_exist_is_an_ordinary_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Table(tmp_path / "nowhere" / "state.db")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_ledger_goes_on_where_the_sums_per_replica_ended(path: Path, version: int) -> None:
+    _fixture(path, version)
+    db = sqlite3.connect(path)
+    db.execute("INSERT INTO costs VALUES ('r1-gw-0a1b2c3d-1', 'r1', 0.25)")  # its row was forgotten
+    db.commit()
+    db.close()
+    with Table(path) as table:
+        old, gone, live = table.ledger()
+    assert (old.begun, old.until, old.dollars, old.closed) == (1_700_000_000.0, 1_700_000_000.0, 0.25, True)
+    assert (gone.begun, gone.until, gone.dollars, gone.closed) == (1.7e9, 1.7e9 + 500, 8.25, True)
+    assert (live.price, live.dollars, live.closed) == (59.5, 1.5, False)
+    assert live.hours * 59.5 == pytest.approx(1.5), "accounted for as long as was paid"

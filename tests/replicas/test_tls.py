@@ -128,6 +128,13 @@ def test_how_a_replica_is_spoken_to_is_remembered_until_it_is_gone(tmp_path: Pat
     assert Certificates(tmp_path).transport("r1-gw-0-1") is None
 
 
+def test_a_record_that_cannot_be_read_is_an_error_not_a_plain_connection(tmp_path: Path) -> None:
+    Certificates(tmp_path).decide("r1-gw-0-1", "tls")
+    (tmp_path / "tls" / "replicas.json").write_text("{")
+    with pytest.raises(TlsError, match=r"replicas\.json cannot be read"):
+        Certificates(tmp_path)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "10.1.2.3", "172.16.0.1", "192.168.1.1", "[::1]"])
 def test_private_addresses(host: str) -> None:
     assert not is_public(f"http://{host}:30000")
@@ -136,19 +143,6 @@ def test_private_addresses(host: str) -> None:
 @pytest.mark.parametrize("host", ["34.1.2.3", "[2600:1f18::1]", "abc.elb.amazonaws.com", "172.32.0.1"])
 def test_public_addresses(host: str) -> None:
     assert is_public(f"http://{host}:30000")
-
-
-@pytest.mark.parametrize(
-    ("run", "uses"),
-    [
-        ('printf %s "$REPLICA_TLS_CERT" > cert', True),
-        ("serve ${REPLICA_TLS_CERT:+--ssl-certfile cert}", True),
-        ("  # $REPLICA_TLS_CERT\nserve", False),
-        ("serve $REPLICA_TLS_CERTIFICATE", False),
-    ],
-)
-def test_whether_a_script_uses_the_certificate(run: str, uses: bool) -> None:
-    assert tls.uses_certificate(run) is uses
 
 
 def test_a_file_of_authorities_is_read_or_refused_by_name(tmp_path: Path) -> None:

@@ -249,7 +249,7 @@ def test_every_setting_is_an_option_of_up_with_its_sentence_and_variable(invoke:
 
 
 def test_keys_in_a_variable_are_split_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cli.Texts().split_envvar_value("a=12345678,b=87654321 c=x") == ["a=12345678", "b=87654321", "c=x"]
+    assert cli.Texts(r"[,\s]+").split_envvar_value("a=12345678,b=87654321 c=x") == ["a=12345678", "b=87654321", "c=x"]
 
 
 def test_the_command_starts_without_loading_servers_or_clouds() -> None:
@@ -279,5 +279,12 @@ def test_what_up_loads_before_it_starts_its_children_is_light() -> None:
         "heavy = {'sky', 'uvicorn', 'starlette', 'httpx', 'prometheus_client', 'rich'} & set(sys.modules)\n"
         "sys.exit(' '.join(heavy) or 0)"
     )
+    done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_the_controller_loads_before_the_workers_hear_of_it_is_no_http_client() -> None:
+    heavy = "{'sky', 'httpx', 'rich'} & set(sys.modules)"
+    code = f"import sys, gateway.assembly; sys.exit(' '.join({heavy}) or 0)"
     done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, timeout=30)
     assert done.returncode == 0, done.stderr

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import subprocess
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from gateway import statedir
-from gateway.assembly import TABLE_FILE, end_leftovers
+from gateway import cli, statedir
+from gateway.assembly import TABLE_FILE, Elsewhere, claim, end_leftovers
 from replicas import lifecycle, spec
-from replicas.lifecycle import Event
+from replicas.lifecycle import Event, State
 from replicas.provisioners.local import LocalProvisioner
 from replicas.table import Table
 
@@ -57,6 +62,83 @@ def test_replicas_of_a_killed_gateway_are_ended_and_verified(tmp_path: Path) -> 
     assert end_leftovers(home) == 0
 
 
+def test_a_yaml_that_cannot_be_read_any_more_keeps_no_machine_running(tmp_path: Path) -> None:
+    home = tmp_path / "state"
+    leave_a_replica(home)
+    with Table(home / TABLE_FILE) as table:
+        table.save([replace(row, spec_text="service: [") for row in table.replicas()])
+    assert end_leftovers(home) == 1
+
+
+def test_a_machine_whose_row_is_gone_is_ended_too(tmp_path: Path) -> None:
+    home = tmp_path / "state"
+    id = leave_a_replica(home)
+    with Table(home / TABLE_FILE) as table:
+        table.save([replace(row, state=State.GONE) for row in table.replicas()])
+    said: list[str] = []
+    assert end_leftovers(home, said.append) == 1
+    assert said == [f"ending {id}"]
+    assert end_leftovers(home, said.append) == 0
+
+
+def test_the_table_knows_best_who_has_to_end_them(tmp_path: Path) -> None:
+    home = tmp_path / "state"
+    leave_a_replica(home)
+    with Table(home / TABLE_FILE) as table:
+        claim(table, "local")
+    statedir.write_address(home, {"last": {"provisioner": "static", "replica": ["http://127.0.0.1:9"]}})
+    assert end_leftovers(home) == 1
+
+
+def test_replicas_that_this_start_could_not_end_are_not_taken_over(tmp_path: Path) -> None:
+    home = tmp_path / "state"
+    id = leave_a_replica(home)
+    with Table(home / TABLE_FILE) as table:
+        table.provisioner = "skypilot"
+        with pytest.raises(Elsewhere, match=f"replicas of skypilot are left .*: {id}"):
+            claim(table, None)
+        assert table.provisioner == "skypilot"
+        claim(table, "skypilot")
+        table.provisioner = "static"  # somebody else's servers: let go
+        claim(table, "local")
+        table.save([replace(row, state=State.GONE) for row in table.replicas()])
+        claim(table, "skypilot")
+        assert table.provisioner == "skypilot"
+        table.save([replace(row, state=State.TERMINATING) for row in table.replicas(gone=True)])
+        table.provisioner = "local"
+    assert end_leftovers(home) == 1
+
+
+def up(home: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gateway", "up", f"--state-dir={home}", "--port=0", "--admin-port=0"]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
+
+
+def test_up_says_in_one_line_what_stands_in_the_way(tmp_path: Path) -> None:
+    home = tmp_path / "state"
+    leave_a_replica(home)
+    with Table(home / TABLE_FILE) as table:
+        table.provisioner = "skypilot"
+    started = up(home)
+    assert started.returncode == 1
+    assert started.stderr.count("replicas of skypilot are left") == 1
+    assert "Traceback" not in started.stderr
+    with Table(home / TABLE_FILE) as table:
+        table.provisioner = "local"
+    assert end_leftovers(home) == 1
+
+
+def test_up_and_down_on_a_damaged_table_say_so_once_and_touch_nothing(tmp_path: Path) -> None:
+    (tmp_path / TABLE_FILE).write_bytes(b"no database" * 100)
+    started = up(tmp_path)
+    assert (started.returncode, started.stderr.count("is not a SQLite database")) == (1, 1)
+    assert "Traceback" not in started.stderr
+    done = CliRunner().invoke(cli.main, ["down", f"--state-dir={tmp_path}"])
+    assert done.exit_code == 1
+    assert "is not a SQLite database" in done.output
+    assert (tmp_path / TABLE_FILE).read_bytes() == b"no database" * 100
+
+
 def test_a_gateway_that_runs_is_not_disturbed(tmp_path: Path) -> None:
     with Table(tmp_path / TABLE_FILE):
         pass
@@ -64,6 +146,19 @@ def test_a_gateway_that_runs_is_not_disturbed(tmp_path: Path) -> None:
     with pytest.raises(statedir.StateDirBusy):
         end_leftovers(tmp_path)
     os.close(held)
+
+
+def test_a_copy_of_a_state_dir_cannot_end_the_replicas_of_the_original(tmp_path: Path) -> None:
+    home, copy, moved = tmp_path / "state", tmp_path / "copy", tmp_path / "moved"
+    leave_a_replica(home)
+    shutil.copytree(home, copy)
+    with pytest.raises(statedir.StateDirBusy, match="is a copy of"):
+        end_leftovers(copy)
+    started = up(copy)
+    assert (started.returncode, started.stderr.count("is a copy of")) == (1, 1)
+    home.rename(moved)
+    assert end_leftovers(moved) == 1
+    assert end_leftovers(copy) == 1  # the original is gone: this is a restored one
 
 
 def test_a_folder_that_never_was_a_state_dir_stays_untouched(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from replicas.controller import Controller, ControllerConfig
 from replicas.lifecycle import Replica, State
 from replicas.loads import Load
 from replicas.messages import ColdStart, ServiceInfo, Snapshot, WorkerState
+from replicas.plans import Plan
 from replicas.probe import Probed
 from replicas.provisioners import Instance
 from replicas.spec import Service, parse
@@ -49,6 +50,8 @@ class FakeProvisioner:
         self.terminated: list[str] = []
         self.services: list[Service] = []
         self.envs: list[dict[str, str]] = []
+        self.plans: list[Plan] = []
+        self.full: dict[str, Exception] = {}  # by the plan's name: what its launch fails with
         self.launch_error: Exception | None = None
         self.terminate_error: Exception | None = None
         self.instances_error: Exception | None = None
@@ -56,14 +59,17 @@ class FakeProvisioner:
         self.dies: str | None = None  # the last words of every `run`
         self.cost: float | None = None
 
-    async def launch(self, replica_id: str, service: Service, env: Mapping[str, str]) -> None:
+    async def launch(self, replica_id: str, service: Service, env: Mapping[str, str], plan: Plan) -> None:
         self.launched.append(replica_id)
+        self.plans.append(plan)
         self.services.append(service)
         self.envs.append(dict(env))
         if self.gate is not None:
             await self.gate.wait()
         if self.launch_error is not None:
             raise self.launch_error
+        if plan.name in self.full:
+            raise self.full[plan.name]
         n = replica_id.rpartition("-")[2]
         machine = Instance(replica_id, True, f"http://127.0.0.1:{30000 + int(n)}", hourly_cost=self.cost)
         if self.dies is not None:

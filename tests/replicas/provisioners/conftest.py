@@ -231,7 +231,7 @@ class FakeSky:
         self.clusters.setdefault(name, Cluster(name, SimpleNamespace(value="INIT"), "launching"))
         request = self._request(None)
         self.requests[request] = SimpleNamespace(
-            request_id=request, name="sky.launch", cluster_name=name, status="RUNNING"
+            request_id=request, name="sky.launch", cluster_name=name, status="RUNNING", job=False
         )
         return request
 
@@ -249,6 +249,7 @@ class FakeSky:
                 del self.clusters[request.cluster_name]
             raise self.launch_fails.pop(0)
         self.clusters[request.cluster_name].become("UP")
+        request.job = True
         return (1, None)
 
     def get(self, request_id: str) -> Any:
@@ -281,6 +282,11 @@ class FakeSky:
         for request in request_ids:
             self.requests[request].status = "CANCELLED"
         return self._request(request_ids)
+
+    def queue(self, cluster_name: str) -> str:
+        """Its jobs: one for each launch that succeeded."""
+        done = [r for r in self.requests.values() if r.cluster_name == cluster_name and r.job]
+        return self._request(done)
 
     def down(self, cluster_name: str) -> str:
         if self.down_fails:

@@ -333,6 +333,36 @@ async def test_other_things_that_a_cloud_does_not_support_end_the_launch(
     assert len(fake_sky.tasks) == 1
 
 
+async def test_a_launch_that_broke_before_run_is_made_again_although_a_refresh_calls_the_cluster_up(
+    skypilot: SkyPilot, fake_sky: Any, service: Build
+) -> None:
+    provisioner = skypilot()
+    fake_sky.leaves_machines = True
+    fake_sky.launch_fails = [fake_sky.exceptions.CommandError("Failed to run setup commands on an instance")]
+    with pytest.raises(LaunchError):
+        await provisioner.launch(ID, service(), {})
+    fake_sky.clusters[ID].become("UP")   # the machines are there, and nothing on them
+    await provisioner.launch(ID, service(), {})
+    assert len(fake_sky.launched) == 2
+    await provisioner.launch(ID, service(), {})
+    assert len(fake_sky.launched) == 2
+
+
+async def test_a_launch_that_went_on_while_its_server_did_not_answer_is_not_made_again(
+    skypilot: SkyPilot, fake_sky: Any, service: Build
+) -> None:
+    provisioner = skypilot()
+    fake_sky.leaves_machines = True
+    fake_sky.launch_fails = [fake_sky.exceptions.ApiServerConnectionError("lost")]
+    with pytest.raises(LaunchError):
+        await provisioner.launch(ID, service(), {})
+    fake_sky.clusters[ID].become("UP")
+    for request in fake_sky.requests.values():
+        request.job = True
+    await provisioner.launch(ID, service(), {})
+    assert len(fake_sky.launched) == 1
+
+
 async def test_a_failover_table_is_cut_to_a_line(skypilot: SkyPilot, fake_sky: Any, service: Build) -> None:
     fake_sky.launch_fails = [RuntimeError("zone " * 1000)]
     with pytest.raises(LaunchError) as raised:

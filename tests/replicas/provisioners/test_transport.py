@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from replicas.provisioners import Instance, LaunchError
+from replicas.command import TLS_CERT, TLS_KEY
+from replicas.plans import Plan
+from replicas.provisioners import YAML_DECIDES, Instance, LaunchError
 from replicas.provisioners.transport import TransportProvisioner
-from replicas.spec import TLS_CERT, TLS_KEY, Service
+from replicas.spec import Service
 from replicas.tls import Certificates, Mode
 
 ID = "tiny-gw-0badcafe-1"
@@ -26,7 +28,10 @@ class Cloud:
         self.url = url
         self.envs: dict[str, Mapping[str, str]] = {}
 
-    async def launch(self, replica_id: str, service: Service, env: Mapping[str, str]) -> None:
+    async def launch(
+        self, replica_id: str, service: Service, env: Mapping[str, str], plan: Plan = YAML_DECIDES
+    ) -> None:
+        self.plan = plan
         self.envs[replica_id] = env
 
     async def terminate(self, replica_id: str) -> None:

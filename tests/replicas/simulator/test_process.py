@@ -6,8 +6,12 @@ import asyncio
 import signal
 import socket
 import sys
+from pathlib import Path
 
+import httpx
 import pytest
+
+from replicas.tls import context_for, make
 
 FAST = ("--profile", "fast", "--health-seconds", "0", "--speedup", "10")
 
@@ -141,3 +145,25 @@ async def test_a_port_in_use_is_said_in_one_line(launch):
     second = await launch("--startup", "", "--port", str(first.port))
     assert await second.rest() == 1
     assert any(line.startswith("simulator: ") and "in use" in line for line in second.lines)
+
+
+async def test_with_sglangs_ssl_flags_it_speaks_tls_alone(launch, tmp_path: Path) -> None:
+    identity = make("r1")
+    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+    key.write_text(identity.key)
+    cert.write_text(identity.cert)
+    flags = ("--ssl-keyfile", str(key), "--ssl-certfile", str(cert), "--startup", "load=0,warmup=0")
+    process = await launch(*flags)
+    await process.read_until("ready to roll")
+    assert any(f"Uvicorn running on https://127.0.0.1:{process.port}" in line for line in process.lines)
+    context = context_for("https://127.0.0.1", identity.cert, None)
+    async with httpx.AsyncClient(verify=context or False) as client:
+        assert (await client.get(f"https://127.0.0.1:{process.port}/v1/models")).status_code == 200
+        with pytest.raises(httpx.HTTPError):
+            await client.get(f"http://127.0.0.1:{process.port}/v1/models")
+
+
+async def test_ssl_files_that_are_none_end_it_with_the_reason(launch, tmp_path: Path) -> None:
+    process = await launch("--ssl-keyfile", "/nowhere/key", "--ssl-certfile", "/nowhere/cert")
+    assert await process.rest() == 1
+    assert any("No such file" in line for line in process.lines)

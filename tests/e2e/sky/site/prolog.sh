@@ -2,7 +2,10 @@
 # Root, once per job and node: what a site's image would carry. uv where SkyPilot looks for it (it would be
 # fetched from the web), and SkyPilot's runtime environment (it would ask uv for a Python 3.10).
 export SLURM_CONF=@BED@/etc/slurm.conf
-name=$(squeue -h -j "$SLURM_JOB_ID" -o %j)
+for _ in $(seq 20); do   # a busy controller does not answer every time
+  name=$(squeue -h -j "$SLURM_JOB_ID" -o %j) && [ -n "$name" ] && break
+  sleep 0.5
+done
 # Only jobs that are SkyPilot clusters.
 [ -n "$name" ] && [ -e "@BED@/home/$SLURM_JOB_USER/.sky_provision/$name.sh" ] || exit 0
 # shellcheck disable=SC2016
