@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gateway import operate
+from gateway import cost, operate
 from gateway import settings as options
 from gateway.operate import friendly, show
 from gateway.settings import SETTINGS, Setting, Settings
@@ -166,7 +166,7 @@ def check(file: str, as_json: bool) -> None:
         show(service_view(service))
 
 
-for command in (operate.status, operate.scale, operate.retry, operate.logs, operate.down):
+for command in (operate.status, operate.scale, operate.retry, operate.logs, cost.cost, operate.down):
     main.add_command(command)
 
 if __name__ == "__main__":
