@@ -145,7 +145,8 @@ def service_facts(service: Service) -> dict[str, Any]:
     }
 
 
-def service_view(service: Service) -> RenderableType:
+def service_view(service: Service, found: Mapping[str, Any]) -> RenderableType:
+    """`found`: what preflight.report says."""
     facts = service_facts(service)
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim")
@@ -161,4 +162,32 @@ def service_view(service: Service) -> RenderableType:
     }
     for title, value in rows.items():
         table.add_row(title, Text(str(value)))
-    return Group(table, *(Text(f"warning: {line}", style="yellow") for line in facts["warnings"]))
+    parts: list[RenderableType] = [table]
+    parts += [Text(f"warning: {line}", style="yellow") for line in facts["warnings"]]
+    if found["plans"]:
+        parts += [Text(), _plan_table(found)]
+    if found["findings"]:
+        parts.append(Text())
+        for one in found["findings"]:
+            kind, fix = (f"{one['kind']}: ", "yellow"), (f"  -> {one['fix']}", "dim")
+            parts.append(Text.assemble(kind, one["what"], fix))
+    return Group(*parts)
+
+
+def _plan_table(found: Mapping[str, Any]) -> RenderableType:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("", "plan", "machines", "$/h", "price from"):
+        table.add_column(title)
+    for number, plan in enumerate(found["plans"], 1):
+        kinds = " or ".join(plan["accelerators"]) or "no accelerator"
+        price = "unknown" if plan["price"] is None else f"{plan['price']:.2f}"
+        source = "over --max-hourly-cost" if plan["refused"] else plan["price_source"] or ""
+        machines = Text(f"{plan['nodes']} x {kinds}")
+        table.add_row(str(number), Text(plan["plan"]), machines, price, Text(source))
+    most = found["ceiling"]
+    if most is None:
+        words = "at most: unknown, as a price is"
+    else:
+        limited = " (--max-hourly-cost)" if most == found["max_hourly_cost"] else ""
+        words = f"at most: ${most:.2f} an hour{limited}"
+    return Group(table, Text(f"{words}, with {found['max_replicas']} replicas"))
