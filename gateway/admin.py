@@ -56,6 +56,7 @@ class Controller(Protocol):
     def set_limits(self, name: str, min: int | None = None, max: int | None = None) -> Any: ...
     def reset_limits(self, name: str) -> Any: ...
     def retry(self, name: str) -> None: ...
+    def cost(self, since: str | None = None, by: str = "day") -> dict[str, Any]: ...
     async def down(self) -> list[str]: ...
     def events(self, last: int = 0) -> AsyncIterator[dict[str, Any]]: ...
 
@@ -97,6 +98,7 @@ class Admin:
             Route("/health", self.health),
             Route("/metrics", self.metrics),
             Route("/admin/status", self.get_status),
+            Route("/admin/cost", self.get_cost),
             Route("/admin/services/{name}/limits", self.put_limits, methods=["PUT"]),
             Route("/admin/services/{name}/retry", self.post_retry, methods=["POST"]),
             Route("/admin/down", self.post_down, methods=["POST"]),
@@ -127,6 +129,15 @@ class Admin:
 
     async def get_status(self, request: Request) -> Response:
         return JSONResponse(self.status(), headers={"Cache-Control": "no-store"})
+
+    async def get_cost(self, request: Request) -> Response:
+        """What replicas have cost, an estimate: by day, replica or key; `since` as `7d` or a date."""
+        query = request.query_params
+        try:
+            bill = self._controller.cost(query.get("since") or None, query.get("by") or "day")
+        except ValueError as error:
+            raise AdminError(400, str(error), "invalid_request") from None
+        return JSONResponse(bill, headers={"Cache-Control": "no-store"})
 
     async def get_replicas(self, request: Request) -> Response:
         """Every replica that has left output, the newest first: those of the status, and dead ones."""

@@ -106,6 +106,7 @@ def controller_config(settings: Settings, known: Variables = NO_VARIABLES) -> Co
         probe_interval=settings.probe_interval,
         hold_max=settings.hold_max,
         replica_api_key=settings.replica_api_key,
+        keep_failed=settings.keep_failed,
         launch=launching.options(settings, known),
     )
 

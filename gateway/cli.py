@@ -11,13 +11,14 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gateway import operate
+from gateway import cost, operate
 from gateway import settings as options
 from gateway.operate import friendly, show
 from gateway.settings import SETTINGS, Setting, Settings
@@ -65,10 +66,16 @@ def _metavar(row: Setting) -> str:
     return row.metavar or {"int": "N", "float": "SECONDS", "path": "DIR"}.get(row.kind, "TEXT")
 
 
-def setting_options(function: Function) -> Function:
-    for row in reversed(SETTINGS):
-        function = setting_option(row)(function)
-    return function
+def setting_options(names: Collection[str] = ()) -> Callable[[Function], Function]:
+    """The options of these settings; all, when none is named."""
+
+    def add(function: Function) -> Function:
+        for row in reversed(SETTINGS):
+            if not names or row.name in names:
+                function = setting_option(row)(function)
+        return function
+
+    return add
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -93,7 +100,7 @@ def load_service(settings: Settings) -> Service:
 
 @main.command()
 @click.argument("file", required=False, envvar="GATEWAY_FILE", metavar="[FILE]")
-@setting_options
+@setting_options()
 @click.option("--end-replicas", is_flag=True, hidden=True, help="Replicas end with the gateway (demo).")
 def up(file: str | None, end_replicas: bool, **values: Any) -> None:
     """Serve the SkyPilot YAML in FILE; without FILE, a simulated model on this machine."""
@@ -150,23 +157,41 @@ def demo(once: bool, state_dir: str | None, port: int, admin_port: int) -> None:
         sys.exit(run(once=once, state_dir=state_dir, port=port, admin_port=admin_port))
 
 
+CHECKED = (
+    *("plan", "gpus", "num_nodes", "use_spot", "infra", "env", "secret", "env_file", "max_hourly_cost"),
+    *("price", "max_replicas", "provisioner", "state_dir", "host", "port", "admin_host", "admin_port"),
+    *("api_key", "admin_key", "insecure_open"),
+)
+"""Settings of `up` that `check` takes too: what they say changes what it finds."""
+
+
 @main.command()
 @click.argument("file")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
-def check(file: str, as_json: bool) -> None:
-    """Read a SkyPilot YAML and say what would be served, or what is wrong with it."""
+@setting_options(CHECKED)
+def check(file: str, as_json: bool, **values: Any) -> None:
+    """Read a SkyPilot YAML: what would be launched, for how much, and what is wrong or missing.
+
+    Takes the flags of `up` that matter for that. Starts nothing and asks no cloud.
+    """
+    from gateway import launching, preflight
     from gateway.display import service_facts, service_view
     from replicas import spec
 
     with friendly():
-        service = spec.load(file, environ=os.environ)
+        settings = replace(options.make(**values), file=Path(file))
+        settings = replace(settings, provisioner=options.guess_provisioner(settings))
+        known = launching.variables(settings, os.environ, launching.kept(settings.state_dir))
+        service = spec.load(file, environ={**os.environ, **known.all()})
+    wanted = launching.options(settings, known)
+    found = preflight.report(service, settings, wanted, preflight.Machine.this())
     if as_json:
-        click.echo(json.dumps(service_facts(service), indent=2))
+        click.echo(json.dumps({**service_facts(service), **found}, indent=2))
     else:
-        show(service_view(service))
+        show(service_view(service, found))
 
 
-for command in (operate.status, operate.scale, operate.retry, operate.logs, operate.down):
+for command in (operate.status, operate.scale, operate.retry, operate.logs, cost.cost, operate.down):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -43,6 +43,22 @@ def blocked_text(blocked: Any) -> str:
     return str(blocked)
 
 
+def cost_text(cost: Mapping[str, Any]) -> str:
+    """Dollars of one service: now, so far, idle, and saved against replicas that run all the time."""
+    text = f"${cost['hourly'] or 0:.2f} an hour now, ${cost['total'] or 0:.2f} so far"
+    if cost.get("idle_share") is not None:
+        text += f"; idle {cost['idle_share']:.0%} of its ready time"
+    saved = cost.get("saved") or 0.0
+    return f"{text}; ${saved:.2f} saved against always on" if saved >= 0.005 else text
+
+
+def reason_text(replica: Mapping[str, Any], now: float) -> str:
+    """Why a replica is as it is; a failed one that is kept says for how long."""
+    reason = replica.get("reason") or ""
+    until = replica.get("kept_until")
+    return f"kept for {duration(max(0.0, until - now))} more: {reason}" if until is not None else reason
+
+
 def status_view(status: Mapping[str, Any], now: float | None = None) -> RenderableType:
     """Every service with its replicas."""
     at = time.time() if now is None else now
@@ -64,7 +80,7 @@ def _service_view(service: Mapping[str, Any], now: float) -> list[RenderableType
     lines = [
         f"{demand['waiting']} waiting, {demand['in_flight']} in flight",
         f"target {target['replicas']} of {span}{reason}",
-        f"${cost['hourly'] or 0:.2f} an hour now, ${cost['total'] or 0:.2f} so far",
+        cost_text(cost),
     ]
     parts: list[RenderableType] = [head, *(Text("  " + line) for line in lines)]
     cause = blocked_text(service.get("blocked"))
@@ -96,7 +112,7 @@ def _replica_table(replicas: list[Mapping[str, Any]], now: float) -> Table:
                 f"{replica['in_flight']}" + (f"/{window}" if window else ""),
                 "" if replica.get("queue_depth") is None else str(replica["queue_depth"]),
                 f"{replica['hourly_cost']:.2f}" if replica.get("hourly_cost") else "",
-                Text(replica.get("reason") or ""),
+                Text(reason_text(replica, now)),
             )
         )
     table = Table(box=None, pad_edge=True, header_style="dim")
@@ -129,7 +145,8 @@ def service_facts(service: Service) -> dict[str, Any]:
     }
 
 
-def service_view(service: Service) -> RenderableType:
+def service_view(service: Service, found: Mapping[str, Any]) -> RenderableType:
+    """`found`: what preflight.report says."""
     facts = service_facts(service)
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim")
@@ -145,4 +162,32 @@ def service_view(service: Service) -> RenderableType:
     }
     for title, value in rows.items():
         table.add_row(title, Text(str(value)))
-    return Group(table, *(Text(f"warning: {line}", style="yellow") for line in facts["warnings"]))
+    parts: list[RenderableType] = [table]
+    parts += [Text(f"warning: {line}", style="yellow") for line in facts["warnings"]]
+    if found["plans"]:
+        parts += [Text(), _plan_table(found)]
+    if found["findings"]:
+        parts.append(Text())
+        for one in found["findings"]:
+            kind, fix = (f"{one['kind']}: ", "yellow"), (f"  -> {one['fix']}", "dim")
+            parts.append(Text.assemble(kind, one["what"], fix))
+    return Group(*parts)
+
+
+def _plan_table(found: Mapping[str, Any]) -> RenderableType:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("", "plan", "machines", "$/h", "price from"):
+        table.add_column(title)
+    for number, plan in enumerate(found["plans"], 1):
+        kinds = " or ".join(plan["accelerators"]) or "no accelerator"
+        price = "unknown" if plan["price"] is None else f"{plan['price']:.2f}"
+        source = "over --max-hourly-cost" if plan["refused"] else plan["price_source"] or ""
+        machines = Text(f"{plan['nodes']} x {kinds}")
+        table.add_row(str(number), Text(plan["plan"]), machines, price, Text(source))
+    most = found["ceiling"]
+    if most is None:
+        words = "at most: unknown, as a price is"
+    else:
+        limited = " (--max-hourly-cost)" if most == found["max_hourly_cost"] else ""
+        words = f"at most: ${most:.2f} an hour{limited}"
+    return Group(table, Text(f"{words}, with {found['max_replicas']} replicas"))

@@ -66,11 +66,12 @@ def until_interrupted() -> Iterator[None]:
 def admin(admin_url: str | None, admin_key: str | None, state_dir: str | None) -> Iterator[AdminClient]:
     from gateway.client import AdminClient, find_admin_url
 
-    with friendly(), AdminClient(admin_url or find_admin_url(_state_dir(state_dir)), admin_key) as client:
+    with friendly(), AdminClient(admin_url or find_admin_url(state_folder(state_dir)), admin_key) as client:
         yield client
 
 
-def _state_dir(given: str | None) -> Path:
+def state_folder(given: str | None) -> Path:
+    """`--state-dir`, or where the environment or the default says."""
     from gateway.client import default_state_dir
 
     return Path(given).expanduser().absolute() if given else default_state_dir()
@@ -140,7 +141,7 @@ def logs(replica: str | None, follow: bool, tail: int, **where: str | None) -> N
     """Print what REPLICA printed (default: the newest), dead ones too; its number alone is enough."""
     from gateway.client import NotRunning
 
-    folder = _state_dir(where["state_dir"])
+    folder = state_folder(where["state_dir"])
     try:
         with until_interrupted(), admin(**where) as client:
             chosen = one_replica(client.call("GET", "/admin/replicas"), replica)
@@ -169,7 +170,7 @@ def down(**where: str | None) -> None:
     """End every replica, verify that it is gone, then end the gateway."""
     from gateway.client import NotRunning
 
-    folder = _state_dir(where["state_dir"])
+    folder = state_folder(where["state_dir"])
     try:
         with admin(**where) as client:
             _down(client, folder)

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from replicas import plans
+from replicas import costs, plans
 
-Kind = Literal["text", "int", "float", "flag", "switch", "path", "texts"]
+Kind = Literal["text", "int", "float", "duration", "flag", "switch", "path", "texts"]
 
 DEFAULT_CONFIG = "local.yaml"
 MIN_KEY_CHARACTERS = 8
@@ -33,8 +33,8 @@ class SettingsError(ValueError):
 class Setting:
     """One row of the table. `default` is what the command line would say; `choices` limits a text.
 
-    A `switch` is a flag with a third state: not said. An environment variable holds several texts apart by
-    `split`.
+    A `duration` is seconds, or has a unit: 30m. A `switch` is a flag with a third state: not said. An
+    environment variable holds several texts apart by `split`.
     """
 
     name: str
@@ -180,6 +180,13 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("probe_interval", None, "float", "Seconds between readiness probes (default: the YAML's)."),
     Setting("upscale_delay", None, "float", "Sustained demand before scaling up (default: the YAML's)."),
+    Setting(
+        "keep_failed",
+        0.0,
+        "duration",
+        "How long a machine that failed is held, billed, for a look at it, such as 30m.",
+        metavar="DURATION",
+    ),
     Setting("downscale_delay", None, "float", "Sustained quiet before scaling down (default: the YAML's)."),
 )
 
@@ -238,6 +245,7 @@ class Settings:
     price: tuple[str, ...] = ()
     probe_interval: float | None = None
     upscale_delay: float | None = None
+    keep_failed: float = 0.0
     downscale_delay: float | None = None
 
     @property
@@ -345,6 +353,8 @@ def _read(row: Setting, value: Any) -> Any:
         match row.kind:
             case "int":
                 return int(value)
+            case "duration":
+                return costs.duration(str(value))
             case "float":
                 number = float(value)
                 if number != number or number in (float("inf"), float("-inf")):
@@ -358,7 +368,7 @@ def _read(row: Setting, value: Any) -> Any:
             case _:
                 text = str(value)
     except ValueError:
-        words = {"int": "a whole number", "float": "a number"}
+        words = {"int": "a whole number", "float": "a number", "duration": "a duration such as 30m or 2h"}
         what = words.get(row.kind, "true or false")
         raise SettingsError(f"{row.option} ({row.env}) wants {what}, not {value!r}") from None
     if row.choices and text not in row.choices:

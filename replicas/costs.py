@@ -156,8 +156,8 @@ def _days(kept: list[tuple[Entry, float]], since: float | None) -> list[dict[str
         while True:
             begun, day = day, day + timedelta(days=1)
             start = begun.timestamp() if since is None else max(begun.timestamp(), since)
-            if share := _share(entry, start, day.timestamp()):
-                days.setdefault(f"{begun:%Y-%m-%d}", []).append((entry, share))
+            share = _share(entry, start, day.timestamp())
+            days.setdefault(f"{begun:%Y-%m-%d}", []).append((entry, share))
             if day.timestamp() >= entry.until:
                 break
     return [{"day": day, **_total(days[day])} for day in sorted(days)]

@@ -328,7 +328,8 @@ def apply(task: dict[str, Any], plan: Plan) -> dict[str, Any]:
     """`task` (changed, and returned) with the plan's hardware in place of the YAML's.
 
     In `any_of` and `ordered` too, where alternatives that have become equal are left out: they differed in
-    what the plan decides.
+    what the plan decides. A plan of one node needs no fast network between nodes, and SkyPilot offers
+    `network_tier: best` on few clouds.
     """
     if plan.num_nodes is not None:
         task["num_nodes"] = plan.num_nodes
@@ -339,10 +340,10 @@ def apply(task: dict[str, Any], plan: Plan) -> dict[str, Any]:
         "max_hourly_cost": plan.max_hourly_cost,
     }
     said = {key: value for key, value in said.items() if value is not None}
-    if not said:
+    gone = {*said, *(_WHERE if plan.infra else ()), *(("network_tier",) if plan.num_nodes == 1 else ())}
+    if not gone:
         return task
     resources = dict(task.get("resources") or {})
-    gone = {*said, *(_WHERE if plan.infra else ())}
     for key in ("any_of", "ordered"):
         entries: list[dict[str, Any]] = []
         for one in resources.pop(key, None) or ():

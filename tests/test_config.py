@@ -43,6 +43,26 @@ def test_the_recipe_pins_sglang_and_has_todays_flags(recipe: Service) -> None:
         assert not command.has_flag(recipe.run, gone), gone
 
 
+def test_models_are_pinned_to_a_commit(recipe: Service) -> None:
+    commit = command.flag(recipe.run, {}, "--revision")
+    assert commit == load(CONFIG / "deepseek-r1-671b-a100.yaml").envs["FP8_REVISION"]
+    assert len(command.flag(load(CONFIG / "qwen3-8b.yaml").run, {}, "--revision") or "") == 40
+
+
+def test_on_a100s_the_weights_are_bf16_on_four_nodes_and_take_longer() -> None:
+    a100 = load(CONFIG / "deepseek-r1-671b-a100.yaml")
+    assert (a100.num_nodes, a100.model) == (4, "deepseek-ai/DeepSeek-R1")
+    assert a100.envs["MODEL"] == "unsloth/DeepSeek-R1-BF16"
+    assert "fp8_cast_bf16.py" in a100.setup  # when MODEL is empty
+    assert a100.probe.initial_delay_seconds > 3600
+
+
+def test_the_cheap_one_needs_one_gpu() -> None:
+    qwen = load(CONFIG / "qwen3-8b.yaml")
+    assert (qwen.num_nodes, qwen.model) == (1, "Qwen/Qwen3-8B")
+    assert set(qwen.task["resources"]["accelerators"].values()) == {1}
+
+
 def test_the_recipe_warns_only_of_what_sky_serve_would_refuse(recipe: Service) -> None:
     assert [warning.partition(":")[0] for warning in recipe.warnings] == [
         "resources",

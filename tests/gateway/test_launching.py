@@ -138,7 +138,7 @@ def test_the_command_line_takes_them() -> None:
     seen: dict[str, Any] = {}
 
     @click.command()
-    @setting_options
+    @setting_options()
     def up(**values: Any) -> None:
         seen["settings"] = make(**values)
 

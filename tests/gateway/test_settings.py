@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gateway.assembly import controller_config
 from gateway.settings import (
     SETTINGS,
     Settings,
@@ -145,3 +146,15 @@ def test_the_provisioner_is_guessed_from_what_was_given(tmp_path: Path) -> None:
     assert guess_provisioner(make(yaml)) == "skypilot"
     assert guess_provisioner(make(yaml, replica=["http://a:1"])) == "static"
     assert guess_provisioner(make(yaml, provisioner="local")) == "local"
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("30m", 1800.0), ("90", 90.0), ("2h", 7200.0), (None, 0.0)])
+def test_a_failed_machine_is_kept_for_a_duration(text: str | None, seconds: float, tmp_path: Path) -> None:
+    settings = make(keep_failed=text, state_dir=str(tmp_path))
+    assert settings.keep_failed == seconds
+    assert controller_config(Settings.from_json(settings.to_json())).keep_failed == seconds
+
+
+def test_what_is_no_duration_is_refused_with_examples() -> None:
+    with pytest.raises(SettingsError, match=r"--keep-failed .* wants a duration such as 30m or 2h, not '-5'"):
+        make(keep_failed="-5")

@@ -179,6 +179,22 @@ def test_the_sum_never_falls_over_a_kill_once_it_was_told(life: Life) -> None:
     assert life.dollars > told
 
 
+def test_what_ended_before_a_restart_stays_in_the_sums(life: Life) -> None:
+    life.tick()
+    life.tick(100.0)
+    life.tick(state=State.GONE)
+    life.restart(after=HOUR)
+    assert life.dollars == pytest.approx(1.0)
+    assert life.ledger.sums("r1").ready == 100.0
+
+
+def test_without_news_nothing_is_written(life: Life) -> None:
+    life.ledger.accrue([], life.now, listed=None)
+    assert not life.ledger.due(life.now + 100)
+    life.ledger.save(life.now)
+    assert life.saved == []
+
+
 def test_a_new_price_begins_a_new_part(life: Life) -> None:
     life.tick()
     life.tick(100.0)

@@ -331,6 +331,12 @@ def test_alternatives_keep_what_the_plan_leaves_open() -> None:
     }
 
 
+def test_one_node_needs_no_fast_network_between_nodes() -> None:
+    task = {"resources": {"network_tier": "best", "disk_tier": "best"}}
+    assert plans.apply(copy.deepcopy(task), H100)["resources"]["network_tier"] == "best"
+    assert plans.apply(copy.deepcopy(task), Plan(num_nodes=1))["resources"] == {"disk_tier": "best"}
+
+
 def test_a_plan_that_decides_nothing_changes_nothing() -> None:
     assert plans.apply(copy.deepcopy(RECIPE), Plan()) == RECIPE
     assert plans.apply({}, Plan(num_nodes=3)) == {"num_nodes": 3}

@@ -16,6 +16,7 @@ import uvicorn
 
 from gateway.admin import Admin
 from gateway.metrics import build_registry
+from replicas.costs import Entry, bill, moment
 
 REPLICA: dict[str, Any] = {
     "id": "svc-gw-0a1b2c3d-1",
@@ -68,6 +69,14 @@ class FakeController:
     def reset_limits(self, name: str) -> None:
         self.calls.append(("reset_limits", name))
         self.service["limits"] = {"min": 0, "max": 2, "override": False}
+
+    def cost(self, since: str | None = None, by: str = "day") -> dict[str, Any]:
+        self.calls.append(("cost", since, by))
+        entry = Entry(
+            "svc-gw-0a1b2c3d-1", "svc", 1.7e9, 1.7e9 + 7200, price=2.5, dollars=5.0, plan="H200:8x1 spot",
+            spot=True, key="alice", request="req-1", closed=True,
+        )  # fmt: skip
+        return bill([entry], by, 1.7e9 + 9000, None if since is None else moment(since, 1.7e9 + 9000))
 
     def retry(self, name: str) -> None:
         self.calls.append(("retry", name))

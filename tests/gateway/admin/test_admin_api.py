@@ -124,6 +124,20 @@ async def test_retry_reaches_the_controller(http: httpx.AsyncClient, controller:
     assert controller.calls == [("retry", "svc")]
 
 
+async def test_the_bill_is_told_by_day_unless_asked_otherwise(
+    http: httpx.AsyncClient, controller: FakeController
+) -> None:
+    bill = (await http.get("/admin/cost")).json()
+    assert (bill["estimate"], bill["by"], bill["total"]) == (True, "day", 5.0)
+    by_key = (await http.get("/admin/cost", params={"by": "key", "since": "2h"})).json()
+    assert [(row["key"], row["dollars"]) for row in by_key["rows"]] == [("alice", 3.75)]
+    assert controller.calls == [("cost", None, "day"), ("cost", "2h", "key")]
+    for params, says in (({"by": "week"}, "day, replica, key"), ({"since": "soon"}, "neither a time ago")):
+        answer = await http.get("/admin/cost", params=params)
+        assert answer.status_code == 400
+        assert says in answer.json()["error"]["message"]
+
+
 async def test_down_answers_at_once_runs_once_and_its_end_is_known(
     http: httpx.AsyncClient, controller: FakeController, admin: Admin
 ) -> None:

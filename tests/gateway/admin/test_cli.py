@@ -249,7 +249,8 @@ def test_every_setting_is_an_option_of_up_with_its_sentence_and_variable(invoke:
 
 
 def test_keys_in_a_variable_are_split_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cli.Texts(r"[,\s]+").split_envvar_value("a=12345678,b=87654321 c=x") == ["a=12345678", "b=87654321", "c=x"]
+    split = cli.Texts(r"[,\s]+").split_envvar_value
+    assert split("a=12345678,b=87654321 c=x") == ["a=12345678", "b=87654321", "c=x"]
 
 
 def test_the_command_starts_without_loading_servers_or_clouds() -> None:

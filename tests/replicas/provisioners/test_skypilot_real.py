@@ -68,14 +68,14 @@ def test_it_takes_the_deepseek_recipe_without_its_service(answer: Any) -> None:
 
 
 def test_every_call_of_ours_exists_with_its_arguments(answer: Any) -> None:
-    assert len(answer["missing"]) == 9
+    assert len(answer["missing"]) == 10
     assert not any(answer["missing"].values())
     assert answer["modes"] == ["NONE", "AUTO"]
 
 
 def test_its_errors_are_understood(answer: Any) -> None:
     assert answer["no capacity"] == ["NoCapacity", False, "none (last: us-east-1a)"]
-    assert answer["not feasible"] == ["LaunchError", True, "nothing fits"]
+    assert answer["not feasible"] == ["Infeasible", True, "nothing fits"]
     assert answer["no cloud"] == ["LaunchError", True, "Run: sky check"]
     assert answer["absent"]
     assert answer["run ended"] == [0, 100, 103]
