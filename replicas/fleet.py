@@ -79,7 +79,7 @@ class Fleet:
         self._witness = Witness()
         self._told: tuple[int, str] | None = None  # the last decision that was worth telling
         self._window: int | None = None  # the last one a replica reported
-        self._unlisted: set[str] = set()  # PROVISIONING or FAILED without an instance
+        self._unlisted: set[str] = set()  # as far as is known without a machine
         self._kept: set[str] = set()  # FAILED, and not ended yet
 
     def __repr__(self) -> str:
@@ -167,9 +167,9 @@ class Fleet:
                 self._learn(r, instance, now)
             if r.state is State.PROVISIONING:
                 self._provisioning(r, instance, seen)
-            elif r.state is State.FAILED:
+            else:
                 self._note_listed(r.id, instance is not None, seen)
-            elif r.state in WITH_MACHINE:
+            if r.state in WITH_MACHINE:
                 self._judge(self.rows[r.id], self.signs[r.id], seen)
             told = instance is not None and instance.phase is not None
             r = self.rows[r.id]

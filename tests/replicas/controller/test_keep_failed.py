@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,11 @@ from replicas.lifecycle import State
 
 
 async def crash(world: Any) -> None:
-    """Replica 1 serves, then its `run` ends; its machine is still there."""
+    """Replica 1 gets its machine after a while and serves, then its `run` ends; the machine is still there."""
+    world.provisioner.gate = asyncio.Event()
+    world.waits(1)
+    await world.steps(3)
+    world.provisioner.gate.set()
     await world.become_ready()
     machine = world.provisioner.machines[world.id(1)]
     world.provisioner.machines[world.id(1)] = replace(machine, alive=False, detail="out of memory")
