@@ -12,7 +12,7 @@ from replicas.lifecycle import State
 
 
 async def crash(world: Any) -> None:
-    """Replica 1 gets its machine after a while and serves, then its `run` ends; the machine is still there."""
+    """Replica 1 gets its machine after a while and serves, then its `run` ends; its machine is there."""
     world.provisioner.gate = asyncio.Event()
     world.waits(1)
     await world.steps(3)
