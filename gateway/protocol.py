@@ -43,7 +43,7 @@ class Client:
 
     __slots__ = (
         "_begun", "_chunked", "_flow", "_left", "_limit", "_parts", "_protocol", "_size", "_timer",
-        "_transport", "body", "disconnected", "endpoint", "exchange", "expects", "headers",
+        "_transport", "_unsent", "body", "disconnected", "endpoint", "exchange", "expects", "headers",
         "keep_alive", "message_event", "more_body", "query", "response_complete", "version",
     )  # fmt: skip
 
@@ -64,6 +64,7 @@ class Client:
         self._chunked = False
         self._left: int | None = None  # bytes still owed under a content-length
         self._begun = False
+        self._unsent = b""  # the head, until the first piece of the body goes with it
         self._timer: asyncio.TimerHandle | None = None
         self.endpoint = endpoint
         self.query = query
@@ -190,8 +191,8 @@ class Client:
     # --- what goes
 
     def start(self, status: int, headers: list[Header]) -> None:
-        """Write status line and headers. Without a content-length the body is chunked, or ends with the
-        connection for HTTP/1.0.
+        """Write status line and headers, which go with the first piece of the body. Without a
+        content-length the body is chunked, or ends with the connection for HTTP/1.0.
         """
         lines = [STATUS_LINE.get(status) or b"HTTP/1.1 %d \r\n" % status]
         self._left = None
@@ -211,30 +212,40 @@ class Client:
         if not self.keep_alive:
             lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")
-        self._transport.write(b"".join(lines))
+        self._unsent = b"".join(lines)
+
+    def flush(self) -> None:
+        """Send the head by itself, where no body follows at once."""
+        if self._unsent:
+            self._transport.write(self._unsent)
+            self._unsent = b""
 
     def write(self, data: bytes) -> None:
         """Write a piece of the body. Raises ValueError beyond the content-length."""
+        if self._unsent:  # one segment, one system call
+            head, self._unsent = self._unsent, b""
+        else:
+            head = b""
         if self._chunked:
-            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+            self._transport.write(b"%b%x\r\n%b\r\n" % (head, len(data), data))
             return
         if self._left is not None:
             self._left -= len(data)
             if self._left < 0:
                 raise ValueError("more body than its content-length")
-        self._transport.write(data)
+        self._transport.write(head + data if head else data)
 
     def finish(self, data: bytes = b"") -> None:
         """Write the last piece and end the response well."""
         if not self._chunked:
-            if data:
-                self.write(data)
+            self.write(data)
             if self._left:
                 raise ValueError("less body than its content-length")
         elif data:
-            self._transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data))
+            self._transport.write(b"%b%x\r\n%b\r\n0\r\n\r\n" % (self._unsent, len(data), data))
         else:
-            self._transport.write(b"0\r\n\r\n")
+            self._transport.write(self._unsent + b"0\r\n\r\n")
+        self._unsent = b""
         self.response_complete = True
         if not self.keep_alive:
             if self.more_body:

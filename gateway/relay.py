@@ -107,6 +107,7 @@ class Attempt:
         if not reply.finished:
             self._news(connection)
         if not reply.finished:
+            self._client.flush()
             self._over = self._loop.create_future()
             connection.sink = self._heard
             await self._over

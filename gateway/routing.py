@@ -64,15 +64,14 @@ U = TypeVar("U", bound=Candidate)
 def choose(
     upstreams: Sequence[U],
     *,
-    depth: Callable[[U], int],
-    full: Callable[[U], bool],
+    depth: Callable[[U], int | None],
     now: float,
     avoid: Collection[str],
     pick: Callable[[Sequence[U]], U],
 ) -> U | None:
     """The upstream for the next request, or None: wait.
 
-    `full` says that an upstream has its window's worth of our requests. `avoid` holds ids this request
+    `depth` is None when an upstream has its window's worth of our requests. `avoid` holds ids this request
     already failed on: taken only when no other is in rotation at all. When all are ejected the ones that at
     least answer dials are used rather than none.
     """
@@ -84,9 +83,9 @@ def choose(
     best: list[U] = []
     least = 0
     for u in usable:
-        if full(u):
-            continue
         d = depth(u)
+        if d is None:
+            continue
         if not best or d < least:
             best, least = [u], d
         elif d == least:

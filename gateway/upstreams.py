@@ -190,22 +190,21 @@ class Upstreams:
                 total += open_
         return total
 
-    def _depth(self, upstream: Upstream) -> int:
-        board, slot = self._board, upstream.slot
+    def _depth(self, upstream: Upstream) -> int | None:
+        """Queue depth; None when it has its window's worth of ours, whatever others send it."""
         depth = self._in_flight(upstream)
+        if depth >= upstream.window:
+            return None
+        board, slot = self._board, upstream.slot
         foreign = self._cells[board.foreign + slot]
         if foreign > 0 and time.monotonic_ns() - self._cells[board.polled + slot] < FOREIGN_NS:
             depth += foreign
         return depth
 
-    def _full(self, upstream: Upstream) -> bool:
-        return self._in_flight(upstream) >= upstream.window
-
     def _choose(self, avoid: Collection[str]) -> Upstream | None:
         return choose(
             self._list,
             depth=self._depth,
-            full=self._full,
             now=time.monotonic(),
             avoid=avoid,
             pick=self._pick,

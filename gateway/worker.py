@@ -85,7 +85,12 @@ class Worker:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for service in self.services.values():
             service.close()
+        self._flush()
         self._access.close()
+
+    def _flush(self) -> None:
+        for metrics in self._metrics.values():
+            metrics.flush()
 
     def _spawn(self, coroutine: Any) -> None:
         task = self._loop.create_task(coroutine)
@@ -97,6 +102,7 @@ class Worker:
             await asyncio.sleep(SWEEP_SECONDS)
             for service in self.services.values():
                 service.sweep()
+            self._flush()
             self._forget_wakes()
 
     # --- the controller

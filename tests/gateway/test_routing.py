@@ -27,8 +27,7 @@ class Up:
 def chosen(ups: Sequence[Up], avoid: Sequence[str] = (), pick: int = 0) -> Up | None:
     return choose(
         ups,
-        depth=lambda u: u.depth,
-        full=lambda u: u.full,
+        depth=lambda u: None if u.full else u.depth,
         now=NOW,
         avoid=avoid,
         pick=lambda best: best[pick % len(best)],
@@ -59,7 +58,6 @@ def test_ties_are_drawn_by_lot() -> None:
         choose(
             [Up("a", 1), Up("b", 1), Up("c", 2)],
             depth=lambda u: u.depth,
-            full=lambda u: u.full,
             now=NOW,
             avoid=(),
             pick=rng.choice,
