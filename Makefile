@@ -4,7 +4,7 @@
 #   make test            the tests
 #   make test-sky        the tests against a real SkyPilot, on a Slurm cluster it makes (root, Linux, 10 minutes)
 #   make bench           the gateway beside nginx, haproxy and the Rust routers (bench/README.md)
-#   PYTHON=python3.12    another Python for the environment       ARGS="..."   arguments of demo, test, bench
+#   PYTHON=python3.12    another Python for the environment       ARGS="..."   arguments of demo, test, chaos, bench
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -16,7 +16,7 @@ UV = $(shell command -v uv || echo $(BIN)/uv)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-sky lint check docs lock wheel bench bench-peers
+.PHONY: help venv demo test test-sky chaos lint check docs lock wheel bench bench-peers
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test: $(STAMP)  ## all tests
 test-sky: $(STAMP)  ## replicas on a real SkyPilot and Slurm, on this machine (root, Linux)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" VENV="$(CURDIR)/$(VENV)" tests/e2e/sky/bed.sh run \
 	  $(BIN)/python -m pytest -m sky --durations=20 tests/e2e/sky tests/replicas/provisioners $(ARGS)
+
+chaos: $(STAMP)  ## 100,000 requests while replicas, workers and controller are killed (tests/chaos/README.md)
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 lint: $(STAMP)  ## style and types
 	@$(BIN)/ruff check gateway replicas tests bench

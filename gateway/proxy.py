@@ -1,6 +1,6 @@
 """One request, from its head to its typed end: checks, the wait for a lease, attempts.
 
-`Exchange` is told by its `Client` (protocol.py) what has come; once the body is whole and valid it has a task
+`Exchange` is told by its `Client` (incoming.py) what has come; once the body is whole and valid it has a task
 of its own. An attempt at an upstream, and the relay of the answer, are in relay.py; what the client may still
 be sent is in reply.py. A client that leaves cancels the task, in whichever phase it is.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gateway import headers as lines
@@ -35,7 +36,7 @@ from gateway.reply import Reply
 from gateway.upstreams import Lease, Upstream, Upstreams
 
 if TYPE_CHECKING:
-    from gateway.protocol import Client
+    from gateway.incoming import Client
     from gateway.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -112,22 +113,24 @@ class Exchange:
 
     def on_head(self) -> None:
         """The request's head is here, and it is its turn."""
-        try:
-            self._check_head()
-        except GatewayError as error:
-            self._refuse(error)
+        self._checked(self._check_head)
 
     def on_body(self, body: bytes) -> None:
         """The whole body is here."""
+        if self._checked(self._check_body, body):
+            self._task = self.client.spawn(self._run())
+
+    def _checked(self, check: Callable[..., None], *what: bytes) -> bool:
         try:
-            self._check_body(body)
+            check(*what)
         except GatewayError as error:
             self._refuse(error)
         except Exception:
             log.exception("request %s failed by a fault of the gateway's own", self.request_id)
             self._refuse(InternalError("The gateway failed; the cause is in its log."))
         else:
-            self._task = self.client.spawn(self._run())
+            return True
+        return False
 
     def on_too_large(self, limit: int) -> None:
         """The body has passed `--max-body`."""
@@ -140,6 +143,16 @@ class Exchange:
                 f"No byte of the request body came for {seconds:.0f} s.", status=408, code="request_timeout"
             )
         )
+
+    def on_refused(self, error: GatewayError) -> None:
+        """The connection gives the request up before its body is whole."""
+        self._refuse(error)
+
+    def on_unrun(self) -> None:
+        """The task was cancelled before its first step."""
+        if self._cut is None:
+            self._fail(Shutdown("This gateway is stopping and waited as long as it may."))
+        self._account(self._cut or End.SHUTDOWN)
 
     def on_gone(self) -> None:
         """The connection is closed."""

@@ -218,6 +218,8 @@ class Attempt:
 
     def _tick(self) -> None:
         now, connection = self._loop.time(), self.connection
+        if self._client.disconnected:  # the task is being cancelled
+            return
         if self._client.paused:
             if now - self._reply.sent_at >= self._exchange.worker.settings.write_timeout:
                 self._exchange.cut(End.CLIENT_SLOW)

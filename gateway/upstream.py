@@ -47,7 +47,7 @@ class Connection(asyncio.Protocol):
     """One connection. Mutable state belongs to the one request that holds it; the pool owns it in between."""
 
     __slots__ = (
-        "_buffer", "_error", "_head", "_interim", "_late", "_parser", "_paused", "_pool", "_received",
+        "_buffer", "_dry", "_error", "_head", "_interim", "_late", "_parser", "_paused", "_pool", "_received",
         "_sent", "_size", "_transport", "_waiter", "closed", "done", "headers", "idle_since", "keep",
         "reused", "sink", "started", "status",
     )  # fmt: skip
@@ -77,6 +77,7 @@ class Connection(asyncio.Protocol):
         self._buffer: list[bytes] = []
         self._size = 0
         self._received = 0
+        self._dry = 0  # bytes since the last of a body: in a head, trailers or chunk extensions
         self._head = 0  # bytes of headers and trailers
         self._sent = self._pool.loop.time()
         self._late = False  # closed long after the request was sent
@@ -132,7 +133,10 @@ class Connection(asyncio.Protocol):
     def release(self) -> None:
         """Give the connection back: reusable when its message was complete, else closed at once."""
         self.sink = None
-        if self.done and self.keep and not self.closed and not self._paused:
+        if (
+            self.done and self.keep and not self.closed and not self._paused
+            and self._transport is not None and not self._transport.get_write_buffer_size()  # not all is sent
+        ):  # fmt: skip
             self._parser = None
             self._pool.keep(self)
         else:
@@ -209,13 +213,14 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         self._received += len(data)
+        self._dry += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if not self.done:
                 self._fail(f"The replica's answer is not HTTP: {error}")
             self.keep = False
-        if self._head > MAX_HEAD or (not self.started and self._received > MAX_HEAD):
+        if (self._head > MAX_HEAD or self._dry > MAX_HEAD) and not self.done:
             self._fail(f"The replica's answer has over {MAX_HEAD} bytes of headers.")
         self._tell()
         if self._size > HIGH_WATER:
@@ -268,6 +273,7 @@ class Connection(asyncio.Protocol):
         self.started = True
 
     def on_body(self, body: bytes) -> None:
+        self._dry = 0
         if not self.done:
             self._buffer.append(body)
             self._size += len(body)

@@ -19,6 +19,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -174,10 +175,14 @@ class Controller:
         await self._lookout.look(self.clock())
 
     def _interpret(self, now: float) -> None:
-        outcomes = self._errands.take()
+        masked = self.config.launch.masked
+        outcomes = [replace(o, reason=masked(o.reason)) for o in self._errands.take()]
         look, released = self._lookout, self._slots.released
         probes, loads = self.prober.results, self.loads.results
-        seen = Evidence(now, look.instances, look.number, probes, loads, released)
+        instances = look.instances
+        if instances is not None:
+            instances = {id: replace(i, detail=masked(i.detail)) for id, i in instances.items()}
+        seen = Evidence(now, instances, look.number, probes, loads, released)
         for fleet in self.fleets.values():
             for outcome in outcomes:
                 fleet.hear(outcome, look.begun, now)

@@ -80,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument(
         "--fault", action="append", default=[], metavar="KIND[=NUMBER]", help="see below; repeatable"
     )
+    own.add_argument("--journal", metavar="FILE", help="notes each run and its first byte there (stats.py)")
     own.add_argument(
         "--exit-code", type=int, help="of a crash (default: dies by SIGKILL) or a death at load (default: 1)"
     )
@@ -136,6 +137,7 @@ def config_of(options: argparse.Namespace) -> SimConfig:
         crash_silence=options.crash_silence,
         drain_tick=options.drain_tick or (0.2 if options.speedup > 1 else 5.0),
         faults=tuple(options.fault),
+        journal=options.journal,
         exit_code=options.exit_code,
     )
 

@@ -43,6 +43,7 @@ class SimConfig:
     crash_silence: float = 5.7  # between the death of the scheduler and the end of the process (measured)
     drain_tick: float = 5.0  # after SIGTERM the end is looked for this often
     faults: tuple[str, ...] = ()  # see faults.py
+    journal: str | None = None  # a file: see stats.py
     exit_code: int | None = None  # of a crash or a death at load; None: SIGKILL, and 1
 
     @property

@@ -83,6 +83,11 @@ class Exchange:
         """One HTTP chunk."""
         self.connection.write(b"%x\r\n%b\r\n" % (len(data), data))
 
+    def tear(self, data: bytes) -> None:
+        """Half a chunk, then the end of the connection."""
+        self.connection.write(b"%x\r\n%b" % (len(data), data[: len(data) // 2]))
+        self.connection.close()
+
     def end(self) -> None:
         """The last chunk of a stream."""
         self.connection.write(b"0\r\n\r\n")

@@ -21,6 +21,7 @@ KINDS = {
     "resume": "a hung scheduler goes on (only at run time)",
     "reset": "every connection is reset now (only at run time)",
     "drop": "that many requests are read and their connection closed without a byte",
+    "tear": "that many streams are broken off within a chunk",
     "queue-full": "that many requests are refused as if the queue were full",
     "unhealthy": "/health says 503 at once, all else goes on",
     "healthy": "the end of that (only at run time)",
@@ -42,7 +43,7 @@ class FaultError(ValueError):
 
 @dataclass(slots=True)
 class Faults:
-    """What is set. Mutable: the counters of `drop` and `queue_full` go down as they are used up."""
+    """What is set. Mutable: the counters of `drop`, `tear` and `queue_full` go down as they are used up."""
 
     crash_after: int | None = None
     crash_after_requests: int | None = None
@@ -53,6 +54,7 @@ class Faults:
     die_at_load: bool = False
     die_at_warmup: bool = False
     drop: int = 0
+    tear: int = 0
     queue_full: int = 0
     unhealthy: bool = False
 
@@ -82,7 +84,7 @@ class Faults:
         match kind:
             case "crash-after" | "crash-after-requests" | "hang-after" | "hang-after-requests":
                 setattr(self, kind.replace("-", "_"), int(number or 0))
-            case "drop" | "queue-full":
+            case "drop" | "tear" | "queue-full":
                 setattr(self, kind.replace("-", "_"), int(1 if number is None else number))
             case "slow-start" | "slow":
                 setattr(self, kind.replace("-", "_"), float(number or 0))
@@ -92,7 +94,7 @@ class Faults:
                 self.unhealthy = kind == "unhealthy"
 
     def take(self, name: str) -> bool:
-        """Use up one `drop` or `queue_full`."""
+        """Use up one `drop`, `tear` or `queue_full`."""
         left: int = getattr(self, name)
         if left <= 0:
             return False

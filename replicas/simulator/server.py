@@ -53,7 +53,7 @@ class Simulator:
         self.log = log
         self.dies = dies
         self.faults = Faults.parse(self.config.faults)
-        self.stats = Stats()
+        self.stats = Stats(self.config.journal)
         self.connections: set[Connection] = set()
         self.keep_alive = self.config.keep_alive
         self.starting = False

@@ -111,7 +111,12 @@ class Serving:
             return  # a client that does not read gets the tokens together later
         if not answer.started:
             answer.started = True
+            self._sim.stats.answering(answer)
             exchange.start()
+        elif sequence.finish is None and self._sim.faults.take("tear"):
+            for event in DIALECTS[answer.ask.path].events(choice):
+                exchange.tear(event)
+            return
         for event in DIALECTS[answer.ask.path].events(choice):
             exchange.chunk(event)
 
@@ -132,6 +137,7 @@ class Serving:
             exchange.chunk(shapes.DONE)
             exchange.end()
         else:
+            self._sim.stats.answering(answer)
             exchange.respond(200, dialect.body(answer))
 
     def _gone(self, answer: Answer) -> None:

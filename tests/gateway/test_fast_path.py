@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway import protocol
+from gateway.protocol import GatewayProtocol
 from replicas.simulator import SimConfig, Simulator
 
 from .conftest import RawAnswer, Rig, chat, eventually
@@ -132,7 +132,7 @@ async def test_a_body_that_is_announced_is_asked_for_and_a_refused_one_is_not(ri
 
 
 async def test_a_body_that_does_not_come_is_given_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "READ_SECONDS", 0.2)
+    monkeypatch.setattr(GatewayProtocol, "read_seconds", 0.2)
     got = await connect(rig)
     got.writer.write(post(chat())[:-5])
     data = await got.rest()
@@ -143,7 +143,7 @@ async def test_a_body_that_does_not_come_is_given_up(rig: Rig, monkeypatch: pyte
 
 
 async def test_a_head_that_does_not_come_is_given_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "READ_SECONDS", 0.2)
+    monkeypatch.setattr(GatewayProtocol, "read_seconds", 0.2)
     got = await connect(rig)
     got.writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: t\r\nX-Slow")
     assert await got.rest() == b""

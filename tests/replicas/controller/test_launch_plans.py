@@ -159,6 +159,20 @@ async def test_variables_reach_the_replica_on_every_plan_and_after_a_restart(wor
     assert "hf_x" not in str(world.controller.status()) + str(world.events())
 
 
+async def test_a_secret_in_last_words_or_errors_reaches_nobody(world: Any) -> None:
+    world.start(launch=Options(secrets={"HF_TOKEN": "hf_topsecret"}))
+    world.provisioner.launch_error = NoCapacity("none for hf_topsecret")
+    world.waits(1)
+    await world.steps(2)
+    assert "none for ***" in replica(world)["reason"]
+    world.provisioner.launch_error = None
+    world.provisioner.dies = "exit code 1: 401 for hf_topsecret"
+    await world.steps(20, until=lambda: world.info.status == "blocked")
+    assert "401 for ***" in world.info.message
+    everything = f"{world.controller.status()} {world.events()} {world.control.published}"
+    assert "hf_topsecret" not in everything
+
+
 # ------------------------------------------------------------ spot
 
 

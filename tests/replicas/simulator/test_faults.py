@@ -69,6 +69,28 @@ async def test_it_crashes_once_that_many_requests_are_answered(chat):
         await sim.closed.wait()
 
 
+async def test_a_torn_stream_ends_within_a_chunk_and_the_next_one_is_whole(chat, get):
+    async with Simulator() as sim:
+        await get(sim.port, "POST", "/sim/fault", {"kind": "tear"})
+        response = await chat(sim.port, stream=True, max_tokens=50)
+        before, _, half = response.raw.rpartition(b"\r\n")
+        assert 0 < len(half) < int(before.rpartition(b"\r\n")[2], 16)
+        assert END in (await chat(sim.port, stream=True, max_tokens=5)).raw
+
+
+async def test_the_journal_tells_of_each_run_and_of_its_first_byte_as_they_happen(chat, tmp_path):
+    journal = tmp_path / "journal"
+    async with Simulator(SimConfig(journal=str(journal), faults=("drop=1",))) as sim:
+        for user in ("dropped", "plain"):
+            await chat(sim.port, max_tokens=2, user=user)
+        await chat(sim.port, max_tokens=2, user="stream", stream=True)
+    lines = [line.split() for line in journal.read_text().splitlines()]
+    assert [line[:2] for line in lines] == [
+        ["run", "plain"], ["byte", "plain"], ["run", "stream"], ["byte", "stream"],
+    ]  # fmt: skip
+    assert [int(line[2]) for line in lines] == sorted(int(line[2]) for line in lines)
+
+
 async def test_dropped_requests_are_closed_without_a_byte_and_never_run(chat, get):
     async with Simulator() as sim:
         await get(sim.port, "POST", "/sim/fault", {"kind": "drop", "count": 2})
