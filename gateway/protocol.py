@@ -39,7 +39,7 @@ class GatewayProtocol(HttpToolsProtocol):
     active: Client | None = None
     _head_timer: asyncio.TimerHandle | None = None
     _read_timer: asyncio.TimerHandle | None = None  # until the client must have read what it was sent
-    _in_head = True  # not: in a body or its trailers
+    _in_head = True  # or before the next one; not in a body or its trailers
     _dry = 0  # bytes since a head or a piece of a body was complete
     _held_up = False  # the next request waits until the client has read its answers so far
 
@@ -84,7 +84,6 @@ class GatewayProtocol(HttpToolsProtocol):
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
         if self.transport.is_closing():  # behind a request that was the last
             return
         if self._head_timer is not None:
@@ -106,6 +105,7 @@ class GatewayProtocol(HttpToolsProtocol):
                 parsed = httptools.parse_url(self.url)
                 endpoint, query = openai.ENDPOINTS.get(parsed.path or b""), parsed.query or b""
             if endpoint is not None:
+                self._in_head = False
                 self._proxied(endpoint, query)
                 return
         url, headers, expects = self.url, self.headers, self.expect_100_continue
@@ -113,6 +113,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self.url, self.expect_100_continue = url, expects
         self.headers += headers
         super().on_headers_complete()
+        self._in_head = False
 
     def _proxied(self, endpoint: openai.Endpoint, query: bytes) -> None:
         version, previous = self.parser.get_http_version(), self.cycle
@@ -135,6 +136,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._dry = 0
+        self._in_head = True
         cycle: Any = self.cycle
         if type(cycle) is Client:
             cycle.complete()
@@ -152,7 +154,7 @@ class GatewayProtocol(HttpToolsProtocol):
         cycle: Any = self.cycle
         if type(cycle) is Client and cycle.refuse(error):
             return
-        if (cycle is None or cycle.response_complete) and not self.pipeline:
+        if self._in_head and (cycle is None or cycle.response_complete) and not self.pipeline:
             body = openai.error_body(error)
             self.transport.write(
                 b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"

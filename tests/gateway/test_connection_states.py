@@ -195,6 +195,18 @@ async def test_a_body_that_is_no_http_is_refused_as_such(rig: Rig) -> None:
     await eventually(lambda: ended("rejected", 400) == before + 1)
 
 
+@pytest.mark.parametrize("path", [PATH, "/no"])
+async def test_a_refused_request_whose_body_turns_out_to_be_no_http_has_one_answer(
+    rig: Rig, path: str
+) -> None:
+    got = await connect(rig)
+    got.writer.write(b"POST %b HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n" % path.encode())
+    await got.until(b"}}")
+    got.writer.write(b"zz\r\n")
+    assert (await got.rest()).count(b"HTTP/1.1 ") == 1
+    await got.close()
+
+
 async def test_a_client_that_leaves_what_it_was_sent_unread_did_not_get_it(rig: Rig) -> None:
     before, complete = ended("client_gone", 200), ended("complete", 200)
     body = b'{"x":"%b"}' % (b"x" * (24 << 20))
