@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 READ_SECONDS = 30.0
 # Bytes that come without any of a body among them: a head, trailers, chunk extensions. llhttp has no limit.
 MAX_HEAD = 64 * 1024
+MAX_AHEAD = 64 * 1024  # bytes of requests that wait for their turn; then no more are read
 
 
 class GatewayProtocol(HttpToolsProtocol):
@@ -41,6 +42,7 @@ class GatewayProtocol(HttpToolsProtocol):
     _read_timer: asyncio.TimerHandle | None = None  # until the client must have read what it was sent
     _in_head = True  # or before the next one; not in a body or its trailers
     _dry = 0  # bytes since a head or a piece of a body was complete
+    _ahead = 0  # bytes read since a request had to wait for its turn
     _held_up = False  # the next request waits until the client has read its answers so far
 
     @property
@@ -59,6 +61,9 @@ class GatewayProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._dry > MAX_HEAD:
             self._refuse(_too_large())
+        if self.pipeline:
+            self._ahead += len(data)
+            self._bound_pipeline()
         cycle: Any = self.cycle
         if (
             (cycle is None or cycle.response_complete)
@@ -122,8 +127,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self.cycle = client  # type: ignore[assignment]  # see the module
         if (previous is None or previous.response_complete) and not self._held_up:
             client.begin()
-        else:
-            self.flow.pause_reading()
+        else:  # read on: a client that leaves is to be noticed
             self.pipeline.appendleft((client, self.app))  # type: ignore[arg-type]
 
     def on_body(self, body: bytes) -> None:
@@ -195,7 +199,12 @@ class GatewayProtocol(HttpToolsProtocol):
             self._must_read()
             return
         super().on_response_complete()
-        if self.pipeline:  # or each answer would let in another read of requests
+        self._bound_pipeline()
+
+    def _bound_pipeline(self) -> None:
+        if not self.pipeline:
+            self._ahead = 0
+        elif self._ahead > MAX_AHEAD and not self.transport.is_closing():
             self.flow.pause_reading()
 
     def resume_writing(self) -> None:
