@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 READ_SECONDS = 30.0
 # Bytes that come without any of a body among them: a head, trailers, chunk extensions. llhttp has no limit.
 MAX_HEAD = 64 * 1024
+MAX_AHEAD = 64 * 1024  # bytes of requests that wait for their turn; then no more are read
 
 
 class GatewayProtocol(HttpToolsProtocol):
@@ -39,8 +40,9 @@ class GatewayProtocol(HttpToolsProtocol):
     active: Client | None = None
     _head_timer: asyncio.TimerHandle | None = None
     _read_timer: asyncio.TimerHandle | None = None  # until the client must have read what it was sent
-    _in_head = True  # not: in a body or its trailers
+    _in_head = True  # or before the next one; not in a body or its trailers
     _dry = 0  # bytes since a head or a piece of a body was complete
+    _ahead = 0  # bytes read since a request had to wait for its turn
     _held_up = False  # the next request waits until the client has read its answers so far
 
     @property
@@ -59,6 +61,9 @@ class GatewayProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._dry > MAX_HEAD:
             self._refuse(_too_large())
+        if self.pipeline:
+            self._ahead += len(data)
+            self._bound_pipeline()
         cycle: Any = self.cycle
         if (
             (cycle is None or cycle.response_complete)
@@ -84,7 +89,6 @@ class GatewayProtocol(HttpToolsProtocol):
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
         if self.transport.is_closing():  # behind a request that was the last
             return
         if self._head_timer is not None:
@@ -106,6 +110,7 @@ class GatewayProtocol(HttpToolsProtocol):
                 parsed = httptools.parse_url(self.url)
                 endpoint, query = openai.ENDPOINTS.get(parsed.path or b""), parsed.query or b""
             if endpoint is not None:
+                self._in_head = False
                 self._proxied(endpoint, query)
                 return
         url, headers, expects = self.url, self.headers, self.expect_100_continue
@@ -113,6 +118,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self.url, self.expect_100_continue = url, expects
         self.headers += headers
         super().on_headers_complete()
+        self._in_head = False
 
     def _proxied(self, endpoint: openai.Endpoint, query: bytes) -> None:
         version, previous = self.parser.get_http_version(), self.cycle
@@ -121,8 +127,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self.cycle = client  # type: ignore[assignment]  # see the module
         if (previous is None or previous.response_complete) and not self._held_up:
             client.begin()
-        else:
-            self.flow.pause_reading()
+        else:  # read on: a client that leaves is to be noticed
             self.pipeline.appendleft((client, self.app))  # type: ignore[arg-type]
 
     def on_body(self, body: bytes) -> None:
@@ -135,6 +140,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._dry = 0
+        self._in_head = True
         cycle: Any = self.cycle
         if type(cycle) is Client:
             cycle.complete()
@@ -152,7 +158,7 @@ class GatewayProtocol(HttpToolsProtocol):
         cycle: Any = self.cycle
         if type(cycle) is Client and cycle.refuse(error):
             return
-        if (cycle is None or cycle.response_complete) and not self.pipeline:
+        if self._in_head and (cycle is None or cycle.response_complete) and not self.pipeline:
             body = openai.error_body(error)
             self.transport.write(
                 b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
@@ -193,7 +199,12 @@ class GatewayProtocol(HttpToolsProtocol):
             self._must_read()
             return
         super().on_response_complete()
-        if self.pipeline:  # or each answer would let in another read of requests
+        self._bound_pipeline()
+
+    def _bound_pipeline(self) -> None:
+        if not self.pipeline:
+            self._ahead = 0
+        elif self._ahead > MAX_AHEAD and not self.transport.is_closing():
             self.flow.pause_reading()
 
     def resume_writing(self) -> None:

@@ -121,6 +121,7 @@ class Connection(asyncio.Protocol):
         self._idle: asyncio.TimerHandle | None = None
         self.current: Exchange | None = None
         self.writable = True
+        self.was_cut = False  # what was written last may not have been sent
         self.peer = ""
 
     # asyncio
@@ -226,6 +227,7 @@ class Connection(asyncio.Protocol):
         """End the connection now, in the middle of whatever it is; `reset` sends RST instead of FIN."""
         if self._transport is None:
             return
+        self.was_cut = True
         if reset:
             sock = self._transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -111,8 +111,8 @@ class Serving:
             return  # a client that does not read gets the tokens together later
         if not answer.started:
             answer.started = True
-            self._sim.stats.answering(answer)
             exchange.start()
+            self._sim.stats.answering(answer)
         elif sequence.finish is None and self._sim.faults.take("tear"):
             for event in DIALECTS[answer.ask.path].events(choice):
                 exchange.tear(event)
@@ -137,8 +137,8 @@ class Serving:
             exchange.chunk(shapes.DONE)
             exchange.end()
         else:
-            self._sim.stats.answering(answer)
             exchange.respond(200, dialect.body(answer))
+            self._sim.stats.answering(answer)
 
     def _gone(self, answer: Answer) -> None:
         """The client left: seen at once in mid-stream, else by the next look, one each `disconnect_poll`

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections import Counter, deque
@@ -19,7 +20,7 @@ class Stats:
     the engine.
 
     `journal`: a file that gets a line `WHAT MARKER NANOSECONDS` at once (CLOCK_MONOTONIC) when a request that
-    has a marker goes into the engine (`run`) and before its first byte is sent (`byte`).
+    has a marker goes into the engine (`run`) and its first byte was sent (`byte`).
     """
 
     def __init__(self, journal: str | None = None) -> None:
@@ -48,8 +49,15 @@ class Stats:
         self._note("run", answer)
 
     def answering(self, answer: Answer) -> None:
-        """Its first byte is about to be sent."""
-        self._note("byte", answer)
+        """Its first byte was written. Noted when it was sent, which uvloop does once the callbacks of this
+        turn have run: by then a cut may have thrown it away.
+        """
+        if self._journal is not None:
+            asyncio.get_running_loop().call_soon(self._sent, answer)
+
+    def _sent(self, answer: Answer) -> None:
+        if not answer.exchange.connection.was_cut:
+            self._note("byte", answer)
 
     def _note(self, what: str, answer: Answer) -> None:
         if self._journal is not None and answer.marker is not None:

@@ -131,6 +131,17 @@ async def test_a_client_that_leaves_before_its_next_request_has_its_turn_runs_no
         assert len(replica.requests) == 1
 
 
+async def test_a_client_that_leaves_is_noticed_though_it_sent_more_requests(rigs: Rigs) -> None:
+    rig = await rigs(hold="silent")
+    got = await connect(rig)
+    got.writer.write(post(chat()) + post(chat()))
+    await rig.waiting(1)
+    got.writer.write(post(chat()))
+    await got.close()
+    await rig.waiting(0)
+    await rig.quiet()
+
+
 async def test_what_comes_behind_a_running_request_and_is_no_http_is_not_answered_into_it(
     rigs: Rigs,
 ) -> None:
@@ -164,7 +175,7 @@ async def test_requests_that_are_refused_and_not_read_take_no_memory_and_are_cut
 
 async def test_a_long_pipeline_is_read_as_it_is_answered_and_all_of_it(rig: Rig) -> None:
     got = await connect(rig)
-    count, longest = 6000, 0
+    count, longest = 10_000, 0
     got.writer.write(post(chat(max_tokens=1)) + post({}) * count + GET)
     await rig.waiting(1)
     connection = only_connection(rig)
@@ -177,7 +188,7 @@ async def test_a_long_pipeline_is_read_as_it_is_answered_and_all_of_it(rig: Rig)
         assert (await reading).count(b"HTTP/1.1 400 ") == count
         await got.close()
         await rig.quiet()
-    assert longest < 3000
+    assert longest < 4000
 
 
 # --- ends
@@ -193,6 +204,18 @@ async def test_a_body_that_is_no_http_is_refused_as_such(rig: Rig) -> None:
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_request"
     await got.close()
     await eventually(lambda: ended("rejected", 400) == before + 1)
+
+
+@pytest.mark.parametrize("path", [PATH, "/no"])
+async def test_a_refused_request_whose_body_turns_out_to_be_no_http_has_one_answer(
+    rig: Rig, path: str
+) -> None:
+    got = await connect(rig)
+    got.writer.write(b"POST %b HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n" % path.encode())
+    await got.until(b"}}")
+    got.writer.write(b"zz\r\n")
+    assert (await got.rest()).count(b"HTTP/1.1 ") == 1
+    await got.close()
 
 
 async def test_a_client_that_leaves_what_it_was_sent_unread_did_not_get_it(rig: Rig) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
 from replicas.simulator import SimConfig, Simulator
 from replicas.simulator.faults import AT_RUN_TIME, KINDS, FaultError, Faults
+from replicas.simulator.stats import Stats
 
 END = b"data: [DONE]\n\n\r\n0\r\n\r\n"
 
@@ -89,6 +91,24 @@ async def test_the_journal_tells_of_each_run_and_of_its_first_byte_as_they_happe
         ["run", "plain"], ["byte", "plain"], ["run", "stream"], ["byte", "stream"],
     ]  # fmt: skip
     assert [int(line[2]) for line in lines] == sorted(int(line[2]) for line in lines)
+
+
+async def test_the_journal_has_no_byte_that_a_cut_threw_away(ask, body, until, tmp_path):
+    journal = tmp_path / "journal"
+
+    class CutAtOnce(Stats):
+        def answering(self, answer):
+            super().answering(answer)
+            answer.exchange.connection.cut(reset=True)
+
+    async with Simulator() as sim:
+        sim.stats = CutAtOnce(str(journal))
+        reader, writer = await asyncio.open_connection("127.0.0.1", sim.port)
+        writer.write(ask("POST", "/v1/chat/completions", body(user="cut", stream=True, max_tokens=5)))
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+    assert [line.split()[:2] for line in journal.read_text().splitlines()] == [["run", "cut"]]
 
 
 async def test_dropped_requests_are_closed_without_a_byte_and_never_run(chat, get):
