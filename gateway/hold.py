@@ -18,7 +18,7 @@ from gateway.errors import BadRequest, GatewayError, WaitingRoomFull
 from replicas.board import SERVICES, Board
 
 if TYPE_CHECKING:
-    from gateway.upstreams import Upstream
+    from gateway.upstreams import Upstream, Upstreams
 
 # How often a waiting request looks whether another worker's end, or the end of an ejection, lets it in. Whose
 # turn may be next looks more often: who has the oldest waiter, or just left a free place to an older one.
@@ -261,3 +261,32 @@ class WaitingRoom:
 def monotonic_ns() -> int:
     """The clock of `Place.since`, the same in every process of this machine."""
     return time.monotonic_ns()
+
+
+def cold_headers(upstreams: Upstreams) -> dict[str, str]:
+    """What a client that waits is told in the head."""
+    cold = upstreams.cold
+    eta = cold.eta_seconds if cold is not None else None
+    return {
+        "X-Gateway-State": "waiting" if len(upstreams) else "cold-start",
+        "X-Gateway-ETA-Seconds": f"{eta:.0f}" if eta is not None else "unknown",
+    }
+
+
+def cold_text(upstreams: Upstreams, waited: float) -> str:
+    """The comment of a held stream, e.g. `cold-start phase=load progress=62% eta=410s`, or while it looks for
+    a machine `cold-start phase=provision plan=2/3 attempt=14 eta=unknown`."""
+    if len(upstreams):
+        return f"waiting for a free place, {waited:.0f} s"
+    cold = upstreams.cold
+    if cold is None:
+        return f"cold-start phase=pending waited={waited:.0f}s"
+    parts = [f"cold-start phase={cold.phase or 'pending'}"]
+    if cold.progress is not None:
+        parts.append(f"progress={cold.progress * 100:.0f}%")
+    if cold.plan:
+        parts.append(f"plan={cold.plan}")
+    if cold.attempt > 1:
+        parts.append(f"attempt={cold.attempt}")
+    parts.append(f"eta={cold.eta_seconds:.0f}s" if cold.eta_seconds is not None else "eta=unknown")
+    return " ".join(parts)

@@ -30,7 +30,7 @@ from gateway.errors import (
     UnsupportedEncoding,
     UpstreamError,
 )
-from gateway.hold import Patience, Place, monotonic_ns, patience
+from gateway.hold import Patience, Place, cold_headers, cold_text, monotonic_ns, patience
 from gateway.relay import Attempt, counts_against
 from gateway.reply import Reply
 from gateway.upstreams import Lease, Upstream, Upstreams
@@ -342,7 +342,7 @@ class Exchange:
             self.worker.wake(upstreams, self.key, self.request_id)
             raise NotHeld(
                 f"{upstreams.info.name} is starting. Try again later (X-Gateway-Hold: reject).",
-                headers=_cold_headers(upstreams),
+                headers=cold_headers(upstreams),
                 retry_after=int(upstreams.cold.eta_seconds or 30) if upstreams.cold else 30,
             )
 
@@ -362,7 +362,7 @@ class Exchange:
                     raise HoldTimeout(
                         f"No replica of {upstreams.info.name} within {now - self.started:.0f} s. The cold "
                         "start goes on; try again.",
-                        headers=_cold_headers(upstreams),
+                        headers=cold_headers(upstreams),
                     )
                 due = limit
                 if wait.commit_after is not None:
@@ -370,7 +370,7 @@ class Exchange:
                         reply.sent_at + wait.every if reply.started else self.started + wait.commit_after
                     )
                     if now >= beat_due:
-                        self.beat(now, _cold_text(upstreams, now - self.started))
+                        self.beat(now, cold_text(upstreams, now - self.started))
                         continue
                     due = min(due, beat_due)
                 await asyncio.wait((place.future,), timeout=due - now)
@@ -381,7 +381,7 @@ class Exchange:
         """Keep the client: 200 first, where nothing was sent yet."""
         assert self.upstreams is not None
         if not self.reply.started:
-            self.reply.commit(now, _cold_headers(self.upstreams))
+            self.reply.commit(now, cold_headers(self.upstreams))
         self.reply.beat(now, text)
 
     # --- the end
@@ -395,31 +395,3 @@ class Exchange:
         # No reference cycle: the memory, the body's above all, is to go now and not some day.
         self._task = self.lease = self.client.exchange = None
         self._body = b""
-
-
-def _cold_headers(upstreams: Upstreams) -> dict[str, str]:
-    cold = upstreams.cold
-    eta = cold.eta_seconds if cold is not None else None
-    return {
-        "X-Gateway-State": "waiting" if len(upstreams) else "cold-start",
-        "X-Gateway-ETA-Seconds": f"{eta:.0f}" if eta is not None else "unknown",
-    }
-
-
-def _cold_text(upstreams: Upstreams, waited: float) -> str:
-    """The comment of a held stream, e.g. `cold-start phase=load progress=62% eta=410s`, or while it looks for
-    a machine `cold-start phase=provision plan=2/3 attempt=14 eta=unknown`."""
-    if len(upstreams):
-        return f"waiting for a free place, {waited:.0f} s"
-    cold = upstreams.cold
-    if cold is None:
-        return f"cold-start phase=pending waited={waited:.0f}s"
-    parts = [f"cold-start phase={cold.phase or 'pending'}"]
-    if cold.progress is not None:
-        parts.append(f"progress={cold.progress * 100:.0f}%")
-    if cold.plan:
-        parts.append(f"plan={cold.plan}")
-    if cold.attempt > 1:
-        parts.append(f"attempt={cold.attempt}")
-    parts.append(f"eta={cold.eta_seconds:.0f}s" if cold.eta_seconds is not None else "eta=unknown")
-    return " ".join(parts)
