@@ -323,6 +323,26 @@ async def test_a_body_behind_an_upgrade_is_not_read_as_a_request(rig: Rig) -> No
         assert replica.requests == []
 
 
+@pytest.mark.parametrize("extra", [b"", b"content-length: 5\r\n", b"content-length: 0\r\n"])
+async def test_an_answer_without_a_body_ends_with_its_head(rig: Rig, extra: bytes) -> None:
+    async def nothing(peer: Peer) -> None:
+        await peer.send(b"HTTP/1.1 204 No Content\r\n" + extra + b"\r\n")
+
+    async with Scripted(nothing) as replica:
+        rig.publish(replica.url)
+        await rig.acked()
+        got = await connect(rig)
+        got.writer.write(post(chat()))
+        head = await got.until(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 204 ")
+        assert b"content-length" not in head
+        assert b"transfer-encoding" not in head
+        got.writer.write(GET)
+        assert (await got.until(b"HTTP/1.1 200 OK")).startswith(head + b"HTTP/1.1 200 OK")
+        await got.close()
+        await rig.quiet()
+
+
 async def test_a_replica_whose_trailer_has_no_end_is_given_up(rig: Rig) -> None:
     async def endless(peer: Peer) -> None:
         await peer.send(STREAM + chunk(event("a")) + LAST[:3] + b"x-trailer: ")
