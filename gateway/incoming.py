@@ -148,7 +148,7 @@ class Client:
             self._got = data
         elif type(self._got) is bytearray:
             self._got += data
-        else:  # not a list: of two-byte chunks it would take 28 times their size
+        else:  # not a list: of two-byte chunks it would take 22 times their size
             self._got = bytearray(self._got)
             self._got += data
         if self._timer is not None:

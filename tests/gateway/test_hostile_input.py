@@ -223,7 +223,7 @@ async def test_a_body_in_the_smallest_chunks_costs_what_it_weighs(rig: Rig) -> N
         now, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert now < 2 << 20  # as a list of pieces: 7 MB
+    assert now < 2 << 20  # as a list of pieces: 2.6 MB
     got.writer.write(b"0\r\n\r\n")
     await rig.waiting(1)
     await got.close()
