@@ -35,18 +35,22 @@ class Faults:
             self._rng.shuffle(deck)
             for fault in deck:
                 await asyncio.sleep(self._rng.uniform(0.2, 0.8))
-                for task in [task for task in self._tasks if task.done()]:
-                    self._tasks.discard(task)
-                    task.result()
                 await self._deal(fault)
             self.decks += 1
 
     async def heal(self) -> None:
         """Everything well again. Raises BedError."""
-        await asyncio.gather(*self._tasks)
-        self._tasks.clear()
+        await self._spells_over()
         await asyncio.gather(*(replica.heal() for replica in self._bed.replicas))
         await self._bed.all_ready()
+
+    async def _spells_over(self) -> None:
+        """Wait for the faults that last; not by `gather`, which would cancel them with its caller."""
+        while self._tasks:
+            task = next(iter(self._tasks))
+            await asyncio.wait((task,))
+            self._tasks.discard(task)
+            task.result()
 
     async def _deal(self, fault: str) -> None:
         rng = self._rng
@@ -91,7 +95,7 @@ class Faults:
 
     async def _blackout(self, seconds: float) -> None:
         """No replica at all: what comes now is held. A long one lasts until the controller says so too."""
-        await asyncio.gather(*self._tasks)
+        await self._spells_over()
         long = self._long and self.counts["blackout"] % 3 == 2
         self.counts["blackout"] += 1
         self.counts["long blackout"] += long

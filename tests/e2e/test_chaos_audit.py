@@ -84,6 +84,8 @@ def test_ends_that_do_not_agree_are_found() -> None:
     assert audit.ends(good, Counter(complete=2), {"r1": ["complete"]}, 0)
     assert audit.ends(good, Counter(complete=1), {"r1": ["complete", "complete"]}, 1)
     assert audit.ends(good, Counter(upstream_died=1), {"r1": ["upstream_died"]}, 1)
+    assert audit.ends(good, Counter(worker_died=1), {}, 1) == []  # killed between the answer and its account
+    assert audit.ends(good, Counter(), {}, 0)
     cut = [Outcome(Ask("r1", "short", False, 3), "broken", seen=True)]
     assert audit.ends(cut, Counter(worker_died=1), {}, 1) == []
     assert audit.ends(cut, Counter(), {}, 0)
