@@ -137,7 +137,8 @@ class WaitingRoom:
         self._start = start
         self._on_level = on_level
         self._places: list[Place] = []
-        self._poll: asyncio.TimerHandle | None = None
+        self._poll: asyncio.Handle | None = None
+        self._poll_due = 0.0  # loop time; of uvloop's call_at comes no `when` if it is due at once
         self.polls = False
         self._yielding_to: tuple[int, int] | None = None  # another worker's cell, and the waiter it shows
         self._yielding_since = 0.0
@@ -248,10 +249,10 @@ class WaitingRoom:
         next_ = self._yielding_to or (self._others and not self.older_elsewhere(self._places[0].since))
         due = self._loop.time() + (NEXT_POLL_SECONDS if next_ else POLL_SECONDS)
         if self._poll is not None:
-            if self._poll.when() <= due:
+            if self._poll_due <= due:
                 return
             self._poll.cancel()
-        self._poll = self._loop.call_at(due, self._polled)
+        self._poll, self._poll_due = self._loop.call_at(due, self._polled), due
 
     def _polled(self) -> None:
         self._poll = None

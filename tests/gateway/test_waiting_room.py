@@ -53,6 +53,13 @@ class Clock(asyncio.SelectorEventLoop):
             self.run_until_complete(asyncio.sleep(0))
 
 
+class Late(Clock):
+    """On a busy machine a timer is due when it is set. uvloop then gives out a handle that is no timer's."""
+
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
+        return self.call_soon(callback, *args, context=context)
+
+
 @pytest.fixture
 def loop() -> Iterator[Clock]:
     clock = Clock()
@@ -80,6 +87,18 @@ def make_room(
         return room
 
     return loop.run_until_complete(make())
+
+
+def test_a_look_that_is_due_at_once_does_not_keep_the_next_one_out(board: Board) -> None:
+    late = Late()
+    window = Window(0)
+    room = make_room(late, board, window)
+    places = [room.enter(since, 10, ()) for since in (1, 2)]
+    window.free = 2
+    late.settle()
+    assert window.order == [1, 2]
+    assert [place.future.result() for place in places] == ["the replica"] * 2
+    late.close()
 
 
 def test_the_count_is_bounded_over_all_workers_and_services(loop: Clock, board: Board) -> None:
