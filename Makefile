@@ -26,8 +26,11 @@ venv: $(STAMP)  ## the environment in .venv, exactly requirements.lock
 demo: $(STAMP)  ## from zero to an answer on this machine (ARGS=--once: end then)
 	@$(BIN)/gateway demo $(ARGS)
 
+# Many tests wait for processes: three at a time on two cores. A file's tests stay together.
+TEST_PROCESSES ?= 3
+
 test: $(STAMP)  ## all tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 test-sky: $(STAMP)  ## replicas on a real SkyPilot and Slurm, on this machine (root, Linux)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" VENV="$(CURDIR)/$(VENV)" tests/e2e/sky/bed.sh run \

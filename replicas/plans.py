@@ -92,7 +92,7 @@ def read(name: str) -> Plan:
             plan = replace(plan, use_spot=word == "spot")
         elif word.startswith("infra="):
             plan = replace(plan, infra=word.removeprefix("infra="))
-        elif match := re.fullmatch(r"([^:x][^:]*:[0-9.]+)?(?:x([0-9]+))?", word, re.ASCII):
+        elif match := re.fullmatch(r"([^:]+:[0-9.]+)?(?:x([0-9]+))?", word, re.ASCII):
             plan = replace(plan, accelerators=match[1], num_nodes=int(match[2]) if match[2] else None)
     return plan
 

@@ -1,0 +1,8 @@
+"""For all tests: hypothesis draws the same examples every time, and no example is judged by how long it took."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+settings.register_profile("seeded", derandomize=True, deadline=None)
+settings.load_profile("seeded")
