@@ -1,4 +1,4 @@
-"""For all tests: hypothesis draws the same examples every time, and no example is judged by how long it took."""
+"""For all tests: hypothesis draws the same examples every time, and times none of them."""
 
 from __future__ import annotations
 
