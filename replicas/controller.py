@@ -154,8 +154,12 @@ class Controller:
                         fleet.apply(action, now)
                 self._begin_launches(fleet, now)
             self._account(now)
-            self._save(now)
-            self._publish(now)
+            try:
+                self._save(now)
+                self._publish(now)
+            except Exception:
+                self._end_unwanted(now)  # a full disk must launch nothing, and keep nothing that bills
+                raise
             self._act(now)
 
     async def close(self) -> None:
@@ -313,8 +317,6 @@ class Controller:
                     service = fleet.service if same else as_it_was(r, fleet.service, known)
                     env = {} if key is None else {spec.REPLICA_KEY: key}
                     self._errands.launch(r.id, service, env, fleet.launches.plan(r, fleet.rows.values(), now))
-                elif r.state is State.TERMINATING and due:
-                    self._errands.terminate(r.id)
                 if r.url is not None and r.state in PROBED:
                     eager = r.state is State.STARTING
                     interval = fleet.probe_interval
@@ -327,7 +329,17 @@ class Controller:
                     self.prober.soon(r.id)
         self.prober.keep(probes)
         self.loads.keep(polls)
+        self._end_unwanted(now)
         self._end_orphans(now)
+
+    def _end_unwanted(self, now: float) -> None:
+        """Terminations, which are safe to repeat and to forget: a row that is left is found without a
+        machine.
+        """
+        for fleet in self.fleets.values():
+            for r in fleet.rows.values():
+                if r.state is State.TERMINATING and now >= fleet.retry_at.get(r.id, 0.0):
+                    self._errands.terminate(r.id)
 
     def _end_orphans(self, now: float) -> None:
         """What exists under our owner's name without a row is ended; nobody else's is ever touched."""
