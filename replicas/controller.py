@@ -305,6 +305,7 @@ class Controller:
 
     def _act(self, now: float) -> None:
         """What each row's state asks for, unless it is under way."""
+        self._end_unwanted(now)
         probes: dict[str, ProbeTarget] = {}
         polls: dict[str, LoadTarget] = {}
         for fleet in self.fleets.values():
@@ -329,7 +330,6 @@ class Controller:
                     self.prober.soon(r.id)
         self.prober.keep(probes)
         self.loads.keep(polls)
-        self._end_unwanted(now)
         self._end_orphans(now)
 
     def _end_unwanted(self, now: float) -> None:
