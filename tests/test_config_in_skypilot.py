@@ -22,15 +22,16 @@ SHELLCHECK = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(P
 ASK = """
 import json, sys
 from replicas import plans, spec
-from replicas.provisioners import skypilot
+from replicas.provisioners import sdk
+from replicas.provisioners.task import build_task
 
-sky = skypilot.import_sky()
+sky = sdk.import_sky()
 found = {}
 for path in sys.argv[1:]:
     service = spec.load(path)
     given = {name: "x" for name in service.task.get("secrets") or {}}
     def task(plan):
-        made = skypilot.build_task(sky, service, given, plan)
+        made = build_task(sky, service, given, plan)
         kinds = [
             [*(r.accelerators or {}).items(), r.use_spot, r.network_tier is not None] for r in made.resources
         ]

@@ -107,9 +107,9 @@ def test_a_pure_module_imports_only_the_standard_library_and_pure_modules(module
 def test_only_one_module_imports_sky_and_never_at_import_time() -> None:
     assert [module for module in MODULES if any(top(name) == "sky" for name in imports(module))] in (
         [],
-        ["replicas.provisioners.skypilot"],
+        ["replicas.provisioners.sdk"],
     )
-    path = MODULES["replicas.provisioners.skypilot"]
+    path = MODULES["replicas.provisioners.sdk"]
     at_import = [
         ast.unparse(node)
         for node in ast.parse(path.read_text(encoding="utf-8")).body

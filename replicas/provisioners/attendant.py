@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from replicas.provisioners import folder, launcher
 
 if TYPE_CHECKING:
-    from replicas.provisioners.skypilot import Sky
+    from replicas.provisioners.sdk import Sky
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from replicas.provisioners.skypilot import import_sky
+from replicas.provisioners.sdk import import_sky
 
 DEADLINE: Final = 30.0   # s; the import takes 4 s, on a busy machine 15
 

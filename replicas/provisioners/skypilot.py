@@ -1,8 +1,7 @@
 """Replicas as SkyPilot clusters: one cluster per replica, its name the replica's id, launched once.
 
-The untyped world ends here, and SkyPilot is imported only here, inside a function: `import sky` takes 4 s and
-160 MB. Its SDK blocks (its async one too, with the API server down for 13 s), so every call runs in a thread;
-daemon threads, for an executor's are joined when Python exits, and a launch may wait for hours.
+The untyped world ends here. Its SDK blocks (its async one too, with the API server down for 13 s), so every
+call runs in a thread of its own (threads.py).
 
 What SkyPilot 0.14.1 does and a reader would not expect:
 * A launch is executed by the API server and outlives us. Cancelling it ends its worker, never its machines:
@@ -15,18 +14,13 @@ What SkyPilot 0.14.1 does and a reader would not expect:
 """
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import copy
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from replicas import plans
 from replicas.plans import Plan
 from replicas.provisioners import (
     YAML_DECIDES,
@@ -34,60 +28,25 @@ from replicas.provisioners import (
     InstancesUnknown,
     LaunchError,
     TerminateError,
+    clusters,
     folder,
     launcher,
     owned_by,
 )
 from replicas.provisioners.attendant import Attendant
+from replicas.provisioners.sdk import Sky, import_sky
 from replicas.provisioners.sky_errors import cannot_open_ports, launch_error, reason
+from replicas.provisioners.task import build_task
+from replicas.provisioners.threads import in_thread
 
 if TYPE_CHECKING:
     from replicas.spec import Service
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-REFRESH_SECONDS = 20.0         # so a preemption is noticed within this, plus a tick
-AUTODOWN_IDLE_MINUTES = 30     # from the end of `run` (a crash) to SkyPilot's own teardown, should we be dead
-DOWN_SECONDS = 600.0           # from the first `down` to giving up for now
+REFRESH_SECONDS = 20.0   # so a preemption is noticed within this, plus a tick
+DOWN_SECONDS = 600.0     # from the first `down` to giving up for now
 DOWN_PAUSE_SECONDS = 5.0
-_ACTIVE = ("PENDING", "WAITING", "RUNNING")   # sky.server.requests.requests.RequestStatus, unfinished
-
-
-class Sky(Protocol):
-    """The functions of the package `sky` that we use; all but `get`, `stream_and_get` and the last two return
-    the id of a request, whose result `get` waits for."""
-
-    Task: Any
-    StatusRefreshMode: Any
-    exceptions: Any
-
-    def launch(
-        self, task: Any, *, cluster_name: str, retry_until_up: bool, idle_minutes_to_autostop: int, down: bool
-    ) -> str: ...
-    def status(self, cluster_names: list[str] | None, *, refresh: Any) -> str: ...
-    def endpoints(self, cluster: str) -> str: ...
-    def down(self, cluster_name: str) -> str: ...
-    def queue(self, cluster_name: str) -> str: ...
-    def api_cancel(self, request_ids: list[str], *, silent: bool) -> str: ...
-    def get(self, request_id: str) -> Any: ...
-    def stream_and_get(self, request_id: str, *, output_stream: Any) -> Any: ...
-    def api_status(self, *, cluster_name: str) -> list[Any]: ...
-    def tail_logs(
-        self, cluster_name: str, job_id: int | None, follow: bool, tail: int, output_stream: Any
-    ) -> int: ...
-
-
-def import_sky() -> Sky:
-    """The real one, without telemetry (Loki, and a ping that costs 1 s per call)."""
-    os.environ.setdefault("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
-    import sky
-
-    logging.getLogger("alembic").setLevel(logging.WARNING)   # its tables' migrations
-    # `api_status` complains of an old server in every thread that has not asked another thing before.
-    logging.getLogger("sky.client.sdk").addFilter(lambda record: "flag is ignored" not in record.getMessage())
-    return sky  # type: ignore[no-any-return]
 
 
 class SkyPilotProvisioner:
@@ -127,15 +86,15 @@ class SkyPilotProvisioner:
         self, replica_id: str, service: Service, env: Mapping[str, str], plan: Plan = YAML_DECIDES
     ) -> None:
         """See Provisioner. One round over all candidates of the plan: minutes, longer with file mounts."""
-        await _in_thread(lambda: self._launch(replica_id, service, env, plan))
+        await in_thread(lambda: self._launch(replica_id, service, env, plan))
 
     async def terminate(self, replica_id: str) -> None:
         """See Provisioner. Cancel, down, look; again until it is no longer listed, for up to 10 minutes."""
-        await _in_thread(lambda: self._terminate(replica_id))
+        await in_thread(lambda: self._terminate(replica_id))
 
     async def instances(self) -> dict[str, Instance]:
         """See Provisioner. Never waits for a launch or an endpoint."""
-        return await _in_thread(self._instances)
+        return await in_thread(self._instances)
 
     async def close(self) -> None:
         """See Provisioner. Threads that wait for SkyPilot end with the process."""
@@ -186,25 +145,25 @@ class SkyPilotProvisioner:
             raise LaunchError(f"{replica_id} was terminated before it was launched", permanent=False)
         if replica_id in self._launching:
             return None
-        under_way = _launches(sky, replica_id)
-        up = any(map(_was_up, _listed(sky, replica_id)))
-        broken = replica_id in self._broken and not _has_job(sky, replica_id)
+        under_way = clusters.launches(sky, replica_id)
+        up = any(map(clusters.was_up, clusters.listed(sky, replica_id)))
+        broken = replica_id in self._broken and not clusters.has_job(sky, replica_id)
         if up and not under_way and not broken:
             return None   # its `run` was submitted: never a second time
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not under_way and _on_another_plan(directory, plan) and not _down(sky, replica_id):
+        if not under_way and _on_another_plan(directory, plan) and not clusters.down(sky, replica_id):
             raise LaunchError(f"{replica_id}: what it left on its last plan is not gone yet", permanent=False)
         facts = {"port": service.port, "spec_hash": service.hash, "plan": plan.name}
         launcher.write_atomically(str(directory / launcher.RECORD), facts)
         if under_way:   # by a gateway that has died since: it goes on in the API server
             return under_way[0]
         try:   # anew, or on with what a failed launch left
-            return _launch(sky, replica_id, build_task(sky, service, env, plan))
+            return clusters.launch(sky, replica_id, build_task(sky, service, env, plan))
         except Exception as error:
             if not cannot_open_ports(sky.exceptions, error):
                 raise
             log.info("%s: %s; launched without `resources.ports`", replica_id, reason(error))
-            return _launch(sky, replica_id, build_task(sky, service, env, plan, ports=False))
+            return clusters.launch(sky, replica_id, build_task(sky, service, env, plan, ports=False))
 
     def _terminate(self, replica_id: str) -> None:
         if not owned_by(replica_id, self._owner):
@@ -216,7 +175,7 @@ class SkyPilotProvisioner:
         why = "it is still listed"
         while True:
             try:
-                if _down(sky, replica_id):
+                if clusters.down(sky, replica_id):
                     break
             except Exception as error:
                 why = reason(error)
@@ -229,10 +188,10 @@ class SkyPilotProvisioner:
         with self._looking:
             try:
                 sky = self._sdk()
-                clusters = self._clusters(sky)
+                ours = self._clusters(sky)
             except Exception as error:
                 raise InstancesUnknown(f"SkyPilot does not say what exists: {reason(error)}") from error
-            found = {name: self._instance(sky, cluster) for name, cluster in clusters.items()}
+            found = {name: self._instance(sky, cluster) for name, cluster in ours.items()}
             for name in self._attendants.keys() - found.keys():
                 self._attendants.pop(name).stop()
             for name, output in list(self._launching.items()):   # there is none to list in the first seconds
@@ -254,7 +213,7 @@ class SkyPilotProvisioner:
 
     def _instance(self, sky: Sky, cluster: Any) -> Instance:
         name: str = cluster.name
-        price = hourly_cost(cluster)
+        price = clusters.hourly_cost(cluster)
         status = cluster.status.value
         if name in self._launching or (status == "INIT" and cluster.init_kind != "unhealthy"):
             return _launching(name, self._launching.get(name), price)
@@ -278,83 +237,10 @@ class SkyPilotProvisioner:
         )
 
 
-def _launch(sky: Sky, replica_id: str, task: Any) -> str:
-    return sky.launch(
-        task,
-        cluster_name=replica_id,
-        retry_until_up=False,
-        idle_minutes_to_autostop=AUTODOWN_IDLE_MINUTES,
-        down=True,
-    )
-
-
 def _on_another_plan(directory: Path, plan: Plan) -> bool:
     """Whether an earlier attempt asked for other hardware: SkyPilot refuses to go on with its remains."""
     record = folder.record(directory)
     return record is not None and record.get("plan", plan.name) != plan.name
-
-
-def build_task(
-    sky: Sky, service: Service, env: Mapping[str, str], plan: Plan = YAML_DECIDES, *, ports: bool = True
-) -> Any:
-    """The YAML as a sky.Task: without `service:` (0.14.1 rejects what the DeepSeek README shows), with `env`,
-    on the plan's hardware.
-
-    A variable that the YAML lists under `envs`, or `--env` sets, is one; any other is given as a secret.
-    `ports=False` leaves out `resources.ports`, for a cloud that has none to open.
-    """
-    task = plans.apply(copy.deepcopy(service.task), plan)   # from_yaml_config empties it
-    if not ports:
-        resources = task.get("resources") or {}
-        for one in (resources, *(resources.get("any_of") or ()), *(resources.get("ordered") or ())):
-            one.pop("ports", None)
-    env = {**plan.envs, **plan.secrets, **env}
-    plain = {*(task.get("envs") or {}), *plan.envs} - {*(task.get("secrets") or {})}
-    envs = {name: value for name, value in env.items() if name in plain}
-    secrets = service.secrets | {name: value for name, value in env.items() if name not in plain}
-    return sky.Task.from_yaml_config(
-        task, env_overrides=list(envs.items()), secrets_overrides=list(secrets.items())
-    )
-
-
-def _launches(sky: Sky, replica_id: str) -> list[str]:
-    """Launch requests for the cluster that the API server has not finished."""
-    return [
-        request.request_id
-        for request in sky.api_status(cluster_name=replica_id)
-        if request.cluster_name == replica_id
-        and request.status in _ACTIVE
-        and request.name.endswith("launch")
-    ]
-
-
-def _listed(sky: Sky, replica_id: str) -> list[Any]:
-    clusters: list[Any] = sky.get(sky.status([replica_id], refresh=sky.StatusRefreshMode.NONE))
-    return clusters
-
-
-def _was_up(cluster: Any) -> bool:
-    """Whether its machines were ever all there; what follows at once is the submission of `run`."""
-    return cluster.status.value != "INIT" or bool(cluster.cluster_ever_up)
-
-
-def _has_job(sky: Sky, replica_id: str) -> bool:
-    """Whether `run` was submitted. A cluster on which SkyPilot's own set-up failed cannot even be asked."""
-    try:
-        return bool(sky.get(sky.queue(replica_id)))
-    except Exception:
-        return False
-
-
-def _down(sky: Sky, replica_id: str) -> bool:
-    """One round of cancel and down; whether the cluster is gone."""
-    launches = _launches(sky, replica_id)
-    if launches:
-        sky.get(sky.api_cancel(launches, silent=True))
-    # Down also when it is not listed: a launch that was just cancelled may have got as far as a machine.
-    with contextlib.suppress(sky.exceptions.ClusterDoesNotExist):
-        sky.get(sky.down(replica_id))
-    return not _launches(sky, replica_id) and not _listed(sky, replica_id)
 
 
 def _launching(name: str, output: folder.Output | None, price: float | None) -> Instance:
@@ -362,35 +248,3 @@ def _launching(name: str, output: folder.Output | None, price: float | None) -> 
     phases = output.read() if output else None
     phase = (phases and phases.phase) or "provision"
     return Instance(name, True, phase=phase, progress=phases.progress if phases else None, hourly_cost=price)
-
-
-def hourly_cost(cluster: Any) -> float | None:
-    """Dollars per hour of all nodes, by SkyPilot's catalogue (not the real spot bill; 0 on Kubernetes)."""
-    try:
-        handle = cluster.handle
-        return float(handle.launched_resources.get_cost(3600)) * int(handle.launched_nodes)
-    except Exception:   # no handle yet, no instance type, not in the catalogue: asserts and assorted errors
-        return None
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    """Run blocking work in a daemon thread. Cancelling the wait does not stop the work."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(setter: Callable[[Any], None], value: Any) -> None:
-        if not future.done():
-            setter(value)
-
-    def run() -> None:
-        try:
-            value = work()
-        except BaseException as error:
-            outcome: tuple[Callable[[Any], None], Any] = (future.set_exception, error)
-        else:
-            outcome = (future.set_result, value)
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, *outcome)
-
-    threading.Thread(target=run, name="skypilot", daemon=True).start()
-    return await future

@@ -15,16 +15,17 @@ ROOT = Path(__file__).parents[3]
 ASK = """
 import inspect, json, sys
 from replicas import spec
-from replicas.provisioners import sky_errors, skypilot
+from replicas.provisioners import sdk, sky_errors
+from replicas.provisioners.task import build_task
 
 assert "sky" not in sys.modules   # 4 s and 160 MB, only when it is used
-sky = skypilot.import_sky()
+sky = sdk.import_sky()
 service = spec.load("config/deepseek-r1-671b.yaml")
-task = skypilot.build_task(sky, service, {"REPLICA_API_KEY": "key"})
-calls = [name for name, value in vars(skypilot.Sky).items() if inspect.isfunction(value) and name[0] != "_"]
+task = build_task(sky, service, {"REPLICA_API_KEY": "key"})
+calls = [name for name, value in vars(sdk.Sky).items() if inspect.isfunction(value) and name[0] != "_"]
 
 def missing(name):
-    ours = set(inspect.signature(getattr(skypilot.Sky, name)).parameters) - {"self"}
+    ours = set(inspect.signature(getattr(sdk.Sky, name)).parameters) - {"self"}
     return sorted(ours - set(inspect.signature(getattr(sky, name)).parameters))
 
 def error(value):
