@@ -49,7 +49,7 @@ async def test_another_plan_first_ends_what_the_last_one_left(
     skypilot: SkyPilot, fake_sky: Any, service: Build
 ) -> None:
     provisioner = skypilot()
-    unavailable = fake_sky.exceptions.ResourcesUnavailableError
+    unavailable = fake_sky.unavailable
     fake_sky.leaves_machines = True
     fake_sky.launch_fails = [unavailable("none", [Exception("us-east-1a")])] * 2
     for _ in range(2):  # the same plan goes on with what is there

@@ -161,7 +161,7 @@ async def test_a_preempted_cluster_is_gone_after_the_next_refresh(
     provisioner = skypilot()
     await provisioner.launch(ID, service(), {})
     assert ID in await provisioner.instances()
-    fake_sky.preempted.add(ID)
+    fake_sky.lose(ID)
     refreshes = fake_sky.refreshes
     for _ in range(3):
         assert ID in await provisioner.instances()
@@ -263,7 +263,7 @@ async def test_an_api_server_that_does_not_answer_is_not_the_same_as_no_replicas
 async def test_errors_tell_whether_to_try_again(
     skypilot: SkyPilot, fake_sky: Any, service: Build, name: str, permanent: bool
 ) -> None:
-    fake_sky.launch_fails = [getattr(fake_sky.exceptions, name)("as SkyPilot says")]
+    fake_sky.launch_fails = [fake_sky.error(name, "as SkyPilot says")]
     with pytest.raises(LaunchError, match="as SkyPilot says") as raised:
         await skypilot().launch(ID, service(), {})
     assert raised.value.permanent is permanent
@@ -274,7 +274,7 @@ async def test_no_capacity_anywhere_is_not_permanent_but_nothing_feasible_is(
     skypilot: SkyPilot, fake_sky: Any, service: Build
 ) -> None:
     provisioner = skypilot()
-    unavailable = fake_sky.exceptions.ResourcesUnavailableError
+    unavailable = fake_sky.unavailable
     tried = [Exception("us-east-1a: InsufficientInstanceCapacity"), Exception("us-east-1b: the same")]
     fake_sky.launch_fails = [unavailable("Failed to provision all.", tried), unavailable("No resource fits.")]
     with pytest.raises(NoCapacity, match=r"Failed to provision all\. \(last: us-east-1b: the same\)"):
@@ -289,7 +289,7 @@ async def test_a_launch_that_failed_half_way_is_shown_and_goes_on_when_asked_aga
 ) -> None:
     provisioner = skypilot()
     fake_sky.leaves_machines = True
-    fake_sky.launch_fails = [fake_sky.exceptions.CommandError("ssh: connection reset")]
+    fake_sky.launch_fails = [fake_sky.command_error("ssh: connection reset")]
     with pytest.raises(LaunchError):
         await provisioner.launch(ID, service(), {})
     assert (await provisioner.instances())[ID].phase == "provision"   # it bills: the caller must see it
@@ -338,7 +338,7 @@ async def test_a_launch_that_broke_before_run_is_made_again_although_a_refresh_c
 ) -> None:
     provisioner = skypilot()
     fake_sky.leaves_machines = True
-    fake_sky.launch_fails = [fake_sky.exceptions.CommandError("Failed to run setup commands on an instance")]
+    fake_sky.launch_fails = [fake_sky.command_error("Failed to run setup commands on an instance")]
     with pytest.raises(LaunchError):
         await provisioner.launch(ID, service(), {})
     fake_sky.clusters[ID].become("UP")   # the machines are there, and nothing on them
