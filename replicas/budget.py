@@ -38,4 +38,9 @@ def spending(replicas: Iterable[tuple[Replica, Menu]], now: float) -> Spending:
 
 def lost_to_spot(r: Replica) -> bool:
     """Whether its spot machine was taken from us."""
-    return r.failure == "preempted" and plans.read(r.plan).use_spot is True
+    return r.failure == "preempted" and on_spot(r) is True
+
+
+def on_spot(r: Replica) -> bool | None:
+    """Whether it runs on a spot machine, as placed; until that is known, as planned. None = not known."""
+    return plans.read(r.plan).use_spot if r.spot is None else r.spot

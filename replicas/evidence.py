@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from replicas.board import Board
 from replicas.health import Signs
@@ -40,6 +40,18 @@ class Evidence:
         """The last probe was answered with 200."""
         probed = self.probes.get(id)
         return probed is not None and probed.failures == 0
+
+
+def learned(r: Replica, instance: Instance, price: float | None) -> dict[str, Any]:
+    """What a look at its machine changes in the row. `price`: what a person gave, $/h; a catalogue's 0
+    (Kubernetes, Slurm) is no price then. What is not known this time stays as it was."""
+    said = {
+        "url": instance.url or None,
+        "hourly_cost": instance.hourly_cost or price or instance.hourly_cost,
+        "region": instance.region or None,
+        "spot": instance.spot,
+    }
+    return {name: value for name, value in said.items() if value not in (None, getattr(r, name))}
 
 
 class Lookout:

@@ -16,7 +16,7 @@ from replicas.board import Board
 from replicas.breaker import Breaker, failed, succeeded
 from replicas.coldstarts import ColdStarts
 from replicas.errands import Outcome
-from replicas.evidence import Evidence, Witness
+from replicas.evidence import Evidence, Witness, learned
 from replicas.health import Signs
 from replicas.journal import Observer
 from replicas.launches import Launches, Why
@@ -140,7 +140,8 @@ class Fleet:
             self.fail_start(r, "crashed", cause, now)
         else:
             self.retry_at[r.id] = now + turn.pause
-            r = self._set(r, plan=turn.plan.name, reason=f"{cause}; {turn}")
+            changed = {} if turn.plan.name == r.plan else {"region": "", "spot": None}  # placed anew
+            r = self._set(r, plan=turn.plan.name, reason=f"{cause}; {turn}", **changed)
             self.tell("launch", r.reason, now, replica=r.id, code=why, plan=r.plan)
 
     def interpret(self, seen: Evidence) -> None:
@@ -178,13 +179,9 @@ class Fleet:
                 self._phase(r, "load", None, now)
 
     def _learn(self, r: Replica, instance: Instance, now: float) -> None:
-        """URL, price and cold-start phase, as the provisioner tells them."""
-        if instance.url and instance.url != r.url:
-            r = self._set(r, url=instance.url)
-        # A catalogue's 0 (Kubernetes, Slurm) is no price where a person gave one.
-        price = instance.hourly_cost or self.launches.price(r) or instance.hourly_cost
-        if price is not None and price != r.hourly_cost:
-            r = self._set(r, hourly_cost=price)
+        """URL, price, place and cold-start phase, as the provisioner tells them."""
+        if found := learned(r, instance, self.launches.price(r)):
+            r = self._set(r, **found)
         if r.state in COMING and instance.phase is not None:
             self._phase(r, instance.phase, instance.progress, now)
 

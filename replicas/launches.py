@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from replicas import budget, plans
 from replicas.lifecycle import CAPACITY, Replica, State
-from replicas.plans import Menu, Plan, Spending
+from replicas.plans import Market, Menu, Plan, Spending
 
 NEXT_PLAN: Final = 1.0  # s before the next plan is tried; the list through, it is the pauses below
 PAUSE_FIRST: Final = 5.0  # s
@@ -81,7 +81,7 @@ class Launches:
             self.menu,
             now,
             losses=[lost.since for lost in (*others, *self._past) if budget.lost_to_spot(lost)],
-            on_demand=sum(o.state in CAPACITY and plans.read(o.plan).use_spot is False for o in others),
+            on_demand=sum(o.state in CAPACITY and budget.on_spot(o) is False for o in others),
             spending=self._all(others, now),
         )
         return tuple(plan for plan in found if plan.name not in self._infeasible.get(r.id, ()))
@@ -92,7 +92,8 @@ class Launches:
             if plan.name == r.plan:
                 return plan
         options = self.menu.options  # decided by a gateway with other flags
-        return replace(plans.read(r.plan), envs=options.envs, secrets=options.secrets)
+        mixed = self.menu.market is Market.MIXED
+        return replace(plans.read(r.plan), chosen=mixed, envs=options.envs, secrets=options.secrets)
 
     def place(self, r: Replica, rows: Collection[Replica], now: float) -> tuple[int, int]:
         """`plan=2/3`: which of how many; (0, n) for a plan that would not be chosen any more."""

@@ -89,9 +89,7 @@ class Ledger:
                 self._awaited.discard(r.id)
                 entry = replace(entry, begun=now, until=now)
             entry = _grown(entry, now, ready=known and r.state is State.READY, busy=r.id in busy)
-            if r.plan and r.plan != entry.plan:
-                plan = plans.read(r.plan)
-                entry = replace(entry, plan=r.plan, region=plan.infra or "", spot=plan.use_spot)
+            entry = _placed(entry, r)
             dollars = entry.dollars - (before.dollars if before else 0.0)
             if r.hourly_cost is not None and r.hourly_cost != entry.price:
                 if entry.price is None:  # learned late: it counts from the beginning
@@ -155,6 +153,17 @@ class Ledger:
 def _over(r: Replica) -> bool:
     """It costs nothing any more: verified gone, or taken from us."""
     return r.state is State.GONE or r.failure == "preempted"
+
+
+def _placed(entry: Entry, r: Replica) -> Entry:
+    """With the plan, and where its machine really is; as far as that is not known, what the plan says."""
+    plan = plans.read(r.plan)
+    before = entry if r.plan == entry.plan else None  # what was known once stays
+    region = r.region or (before and before.region) or plan.infra or ""
+    spot = plan.use_spot if r.spot is None else r.spot
+    if spot is None and before:
+        spot = before.spot
+    return replace(entry, plan=r.plan, region=region, spot=spot)
 
 
 def _grown(entry: Entry, now: float, *, ready: bool, busy: bool) -> Entry:

@@ -108,6 +108,8 @@ class Replica:
     window: int | None = None  # max_running_requests as the replica reports it; None = unknown
     resumable: bool = False  # DRAINING for scale-down alone: demand may call it back
     plan: str = ""  # the name of the launch plan in use (replicas/plans.py); "" = the YAML decides everything
+    region: str = ""  # where it was placed: `aws/us-east-1/us-east-1a`, as far as known
+    spot: bool | None = None  # whether on a spot machine; None = not known, or as the plan says
 
     def __repr__(self) -> str:
         why = f" ({self.failure})" if self.failure else ""

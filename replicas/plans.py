@@ -50,6 +50,7 @@ class Plan:
     max_hourly_cost: float | None = field(default=None, compare=False)  # $/h of a node: SkyPilot's filter
     envs: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    chosen: bool = field(default=False, compare=False)  # `use_spot` picks among the YAML's alternatives
 
     @property
     def name(self) -> str:
@@ -120,6 +121,7 @@ class Market(StrEnum):
     ON_DEMAND = "on-demand"
     SPOT = "spot"
     SPOT_FIRST = "spot, then on-demand"
+    MIXED = "as the YAML mixes them"  # SkyPilot takes the cheapest; which it took is known once it has
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,10 +224,10 @@ def _market(resources: Mapping[str, Any], said: bool | None, *, fallback: bool) 
     if spot == {False}:
         return Market.YAML
     # Spot and on-demand of the same thing, which the DeepSeek-R1 README shows: two attempts that can be told
-    # apart. If they differ in more than that, only SkyPilot knows which belongs to which.
+    # apart. If they differ in more than that, they are one.
     entries = resources.get("any_of") or resources.get("ordered") or []
     rest = [{key: value for key, value in one.items() if key != "use_spot"} for one in entries]
-    return Market.SPOT_FIRST if all(one == rest[0] for one in rest) else Market.YAML
+    return Market.SPOT_FIRST if all(one == rest[0] for one in rest) else Market.MIXED
 
 
 def alternatives(resources: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -273,12 +275,14 @@ def choices(
     """
     markets: tuple[bool | None, ...] = {
         Market.YAML: (None,),
+        Market.MIXED: (None,),
         Market.ON_DEMAND: (False,),
         Market.SPOT: (True,),
         Market.SPOT_FIRST: (True, False),
     }[menu.market]
-    based = True in markets and on_demand < menu.base_ondemand
-    if based or (menu.market is Market.SPOT_FIRST and now < on_demand_until(losses)):
+    mixed, falls_back = menu.market is Market.MIXED, menu.market in (Market.MIXED, Market.SPOT_FIRST)
+    based = (mixed or True in markets) and on_demand < menu.base_ondemand
+    if based or (falls_back and now < on_demand_until(losses)):
         markets = (False,)
     room = _room(menu, spending)
     found = []
@@ -286,10 +290,11 @@ def choices(
         for plan in menu.plans:
             price = menu.price(plan)
             if room is None:
-                found.append(replace(plan, use_spot=spot))
+                found.append(replace(plan, use_spot=spot, chosen=mixed))
             elif room > 0 and (price is None or price <= room):
                 limit = room / menu.nodes_of(plan)
-                found.append(replace(plan, use_spot=spot, max_hourly_cost=limit if price is None else None))
+                most = limit if price is None else None
+                found.append(replace(plan, use_spot=spot, chosen=mixed, max_hourly_cost=most))
     return tuple(found)
 
 
@@ -341,7 +346,8 @@ def apply(task: dict[str, Any], plan: Plan) -> dict[str, Any]:
 
     In `any_of` and `ordered` too, where alternatives that have become equal are left out: they differed in
     what the plan decides. A plan of one node needs no fast network between nodes, and SkyPilot offers
-    `network_tier: best` on few clouds.
+    `network_tier: best` on few clouds. A plan that is `chosen` keeps those alternatives of the YAML that are
+    on its market, where any other puts them all on it.
     """
     if plan.num_nodes is not None:
         task["num_nodes"] = plan.num_nodes
@@ -356,9 +362,12 @@ def apply(task: dict[str, Any], plan: Plan) -> dict[str, Any]:
     if not gone:
         return task
     resources = dict(task.get("resources") or {})
+    spot = bool(resources.get("use_spot"))
     for key in ("any_of", "ordered"):
         entries: list[dict[str, Any]] = []
         for one in resources.pop(key, None) or ():
+            if plan.chosen and plan.use_spot not in (None, bool(one.get("use_spot", spot))):
+                continue
             left = {name: value for name, value in one.items() if name not in gone}
             if left not in entries:
                 entries.append(left)

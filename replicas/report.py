@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from replicas import budget
 from replicas.costs import Sums, summary
 from replicas.fleet import Fleet
 from replicas.lifecycle import CAPACITY, COMING, Replica, State
@@ -176,6 +177,8 @@ def _replica(fleet: Fleet, r: Replica, loads: LoadPoller, now: float) -> dict[st
         "queue_depth": in_flight + load.foreign,
         "window": loads.window(r.id) if r.state is State.READY else r.window,
         "hourly_cost": r.hourly_cost,
+        "region": r.region or None,
+        "spot": budget.on_spot(r),
         "outdated": fleet.outdated(r),
         "reason": r.reason,
         "failure": r.failure,

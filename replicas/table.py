@@ -1,4 +1,5 @@
-"""The table: the facts that survive the gateway, in one SQLite file (`state.db`). Alone knows SQLite.
+"""The table: the facts that survive the gateway, in one SQLite file (`state.db`). Alone knows SQLite,
+with statefile.py and migrations.py.
 
 The controller is its only user, from its event loop's thread; writes are a few rows. What must be known
 before the world is acted upon (replicas, generation, numbers, keys, limits, breaker) is on the disk when the
@@ -22,64 +23,20 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
+from replicas import statefile
 from replicas.costs import Entry
 from replicas.lifecycle import Replica, State
+from replicas.migrations import MIGRATIONS
+from replicas.statefile import TableError, Unusable
 
-APPLICATION_ID: Final = 0x534B4754  # "SKGT": tells our file from any other SQLite database
+__all__ = ["Limits", "PhaseTime", "Table", "TableError", "Unusable", "read_ledger", "read_owner"]
+
 BUSY_SECONDS: Final = 2.0
 """How long a statement waits for another process (a person's sqlite3) that holds the file locked."""
 KEEP_GONE: Final = 1_000
 KEEP_EVENTS: Final = 10_000
 KEEP_COLD_STARTS: Final = 1_000
 """Rows of history that are kept; older ones are deleted."""
-
-MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
-    (  # 1
-        f"PRAGMA application_id = {APPLICATION_ID}",
-        """CREATE TABLE replicas (
-            id TEXT PRIMARY KEY, service TEXT NOT NULL, n INTEGER NOT NULL, slot INTEGER NOT NULL,
-            spec_hash TEXT NOT NULL, spec_text TEXT NOT NULL, state TEXT NOT NULL, since REAL NOT NULL,
-            created_at REAL NOT NULL, url TEXT, phase TEXT, phase_since REAL, progress REAL,
-            reason TEXT NOT NULL, failure TEXT, failing_since REAL, launched_at REAL, ready_at REAL,
-            hourly_cost REAL, "window" INTEGER, resumable INTEGER NOT NULL,
-            UNIQUE (service, n))""",
-        "CREATE INDEX replicas_by_state ON replicas (state)",
-        "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
-        """CREATE TABLE services (
-            name TEXT PRIMARY KEY, last_n INTEGER NOT NULL DEFAULT 0, replica_key TEXT, breaker TEXT)""",
-        """CREATE TABLE limits (
-            service TEXT PRIMARY KEY, min INTEGER, max INTEGER, spec_hash TEXT NOT NULL)""",
-        """CREATE TABLE cold_starts (
-            id INTEGER PRIMARY KEY, service TEXT NOT NULL, spec_hash TEXT NOT NULL, plan TEXT NOT NULL,
-            phase TEXT NOT NULL, seconds REAL NOT NULL, at REAL NOT NULL)""",
-        """CREATE TABLE costs (
-            replica TEXT PRIMARY KEY, service TEXT NOT NULL, dollars REAL NOT NULL)""",
-        """CREATE TABLE events (
-            id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, event TEXT NOT NULL)""",
-    ),
-    (  # 2
-        "ALTER TABLE replicas ADD COLUMN plan TEXT NOT NULL DEFAULT ''",
-    ),
-    (  # 3: the ledger in place of a sum per replica; what was paid tells how long a live one was accounted
-        """CREATE TABLE ledger (
-            replica TEXT NOT NULL, part INTEGER NOT NULL, service TEXT NOT NULL, plan TEXT NOT NULL,
-            region TEXT NOT NULL, spot INTEGER, price REAL, begun REAL NOT NULL, until REAL NOT NULL,
-            dollars REAL NOT NULL, ready REAL NOT NULL, idle REAL NOT NULL, key TEXT NOT NULL,
-            request TEXT NOT NULL, closed INTEGER NOT NULL, PRIMARY KEY (replica, part))""",
-        """INSERT INTO ledger
-            SELECT c.replica, 1, c.service, ifnull(r.plan, ''), '', NULL, r.hourly_cost,
-                ifnull(r.created_at, old.est),
-                CASE WHEN r.id IS NULL THEN old.est
-                     WHEN r.state = 'gone' OR NOT ifnull(r.hourly_cost, 0) THEN r.since
-                     ELSE r.created_at + 3600 * c.dollars / r.hourly_cost END,
-                c.dollars, 0, 0, '', '',
-                r.id IS NULL OR r.state = 'gone' OR ifnull(r.failure, '') = 'preempted'
-            FROM costs AS c LEFT JOIN replicas AS r ON r.id = c.replica,
-                (SELECT ifnull(min(created_at), 0) AS est FROM replicas) AS old""",
-        "DROP TABLE costs",
-    ),
-)
-"""Step i brings a file from schema version i to i + 1. A step that was released is never changed: add one."""
 
 _COLUMNS: Final = tuple(field.name for field in fields(Replica))
 _LIST: Final = ", ".join(f'"{column}"' for column in _COLUMNS)  # quoted: "window" is a word of SQL
@@ -98,14 +55,6 @@ _LEDGER: Final = (
     f"SELECT {', '.join(_LEDGER_COLUMNS)} FROM ledger WHERE until >= ifnull(?, until) "
     "AND closed = ifnull(?, closed) ORDER BY begun, replica, part"
 )
-
-
-class TableError(Exception):
-    """The file cannot be used, or a write did not happen (not even in part). The message says what to do."""
-
-
-class Unusable(TableError):
-    """It is damaged, not ours, or of a newer version: a person must act, and trying again is no use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +86,7 @@ class Table:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        _inspect(self.path)
+        statefile.inspect(self.path, len(MIGRATIONS))
         os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))  # it holds keys
         self._db = sqlite3.connect(self.path, isolation_level=None, timeout=BUSY_SECONDS)
         self._depth = 0
@@ -384,6 +333,7 @@ def _replica(row: Sequence[Any]) -> Replica:
     values = dict(zip(_COLUMNS, row, strict=True))
     values["state"] = State(values["state"])
     values["resumable"] = bool(values["resumable"])
+    values["spot"] = None if values["spot"] is None else bool(values["spot"])
     return Replica(**values)
 
 
@@ -402,45 +352,15 @@ def read_ledger(path: str | os.PathLike[str], since: float | None = None) -> lis
     path = Path(path)
     if not path.exists():
         raise TableError(f"{path}: there is no such file, so nothing is known of any cost")
-    try:
-        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
-            return [_entry(row) for row in db.execute(_LEDGER, (since, None))]
-    except sqlite3.Error as error:
-        raise TableError(f"{path}: {error}") from error
+    return [_entry(row) for row in statefile.read(path, _LEDGER, since, None)]
 
 
-def _inspect(path: Path) -> None:
-    """Raise Unusable if `path` is not a file that this program may write; looks, and changes nothing.
+def read_owner(path: str | os.PathLike[str]) -> str | None:
+    """The owner of a gateway that may be running; None = it has no table yet.
 
-    Opening a damaged database for writing may already lose something: SQLite folds its log in, or drops it.
+    :raises TableError: it cannot be read.
     """
-    keep = "Nothing was changed; the replicas it knows may still be running"
-    restore = f"Restore it from a copy, or move it away. {keep}"
-    wal = path.with_name(path.name + "-wal")
-    size = path.stat().st_size if path.exists() else 0
-    if size == 0:
-        if wal.exists() and wal.stat().st_size:
-            raise Unusable(f"{path} is missing or empty, but its log {wal.name} is not. {restore}")
-        return
-    with open(path, "rb") as file:
-        if file.read(16) != b"SQLite format 3\0":
-            raise Unusable(f"{path} is not a SQLite database. {restore}")
-    try:
-        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            ours = db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
-            foreign = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] > 0 and not ours
-            faults = [row[0].splitlines()[-1] for row in db.execute("PRAGMA quick_check(1)")]
-    except sqlite3.OperationalError as error:
-        raise TableError(f"{path} cannot be read: {error}. {keep}") from error
-    except sqlite3.DatabaseError as error:
-        faults, version, foreign = [str(error)], 0, False
-    if faults != ["ok"]:
-        raise Unusable(f"{path} is damaged ({'; '.join(faults)}). {restore}")
-    if foreign:
-        raise Unusable(f"{path} is a database of another program. Choose another state dir. {keep}")
-    if version > len(MIGRATIONS):
-        raise Unusable(
-            f"{path} has schema version {version}, this gateway knows versions up to {len(MIGRATIONS)}: "
-            f"a newer gateway wrote it. Install that one again. {keep}"
-        )
+    if not Path(path).exists():
+        return None
+    rows = statefile.read(Path(path), "SELECT value FROM meta WHERE key = 'owner'")
+    return str(rows[0][0]) if rows else None

@@ -13,7 +13,8 @@ Errors, named by what the caller may do next:
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -69,6 +70,18 @@ class Instance:
     progress: float | None = None     # of the phase, 0..1
     hourly_cost: float | None = None  # dollars per hour for the whole replica, all its nodes
     detail: str = ""                  # why it is dead: exit code and last words; "" when alive
+    region: str = ""                  # where it was placed: "aws/us-east-1/us-east-1a"; "" = not known
+    spot: bool | None = None          # whether on a spot machine; None = not known
+    launched_at: float | None = None  # unix time of its launch; None = not known
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """A machine that the provisioner lists and that is not ours. It is shown, and never touched."""
+
+    name: str
+    status: str                       # in the provisioner's own words
+    hourly_cost: float | None = None  # dollars per hour of all its nodes; None = not known
 
 
 class Provisioner(Protocol):
@@ -94,6 +107,10 @@ class Provisioner(Protocol):
         Raises InstancesUnknown when that cannot be told; an empty answer means: nothing exists.
         """
 
+    async def others(self, services: Collection[str]) -> list[Other]:
+        """What is **not** ours but looks as if it were these services' (`concerns`), as the last `instances`
+        found it: nothing is asked anew. Empty where a provisioner sees only its own."""
+
     async def close(self) -> None:
         """Release threads and files of this process. Ends no replica."""
 
@@ -102,3 +119,24 @@ def owned_by(replica_id: str, owner: str) -> bool:
     """Whether the name is `<service>-gw-<owner>-<n>` of this owner: nothing else is ever touched."""
     service, _, number = replica_id.rpartition(f"-gw-{owner}-")
     return bool(service) and number.isascii() and number.isdigit()
+
+
+_REPLICA: Final = re.compile(r"(?s:(.+))-gw-([0-9a-f]{8})-([0-9]+)")
+
+
+def service_and_owner(replica_id: str) -> tuple[str, str] | None:
+    """Of a name that some gateway has given; None for any other."""
+    match = _REPLICA.fullmatch(replica_id)
+    return None if match is None else (match[1], match[2])
+
+
+def concerns(name: str, services: Collection[str]) -> bool:
+    """Whether a machine that is not ours is worth showing: another gateway's replica, or launched by hand for
+    one of these services, which its name begins with: `r1`, `r1-A100` and `R1_test` for r1, not `r10`.
+
+    On an API server that many people share all else is their business.
+    """
+    if service_and_owner(name) is not None:
+        return True
+    starts = (re.match(re.escape(service), name, re.IGNORECASE) for service in services)
+    return any(start is not None and not name[start.end() : start.end() + 1].isalnum() for start in starts)

@@ -4,6 +4,8 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+from replicas.provisioners import Other
+
 if TYPE_CHECKING:
     from replicas.provisioners.sdk import Sky
 
@@ -61,6 +63,20 @@ def down(sky: Sky, replica_id: str) -> bool:
     with contextlib.suppress(sky.exceptions.ClusterDoesNotExist):
         sky.get(sky.down(replica_id))
     return not launches(sky, replica_id) and not listed(sky, replica_id)
+
+
+def placed(cluster: Any) -> tuple[str, bool | None]:
+    """Where it is (`aws/us-east-1/us-east-1a`), and whether on a spot machine: as SkyPilot has chosen."""
+    try:
+        resources = cluster.handle.launched_resources
+        return str(resources.infra.to_str() or ""), bool(resources.use_spot)
+    except Exception:   # no handle yet
+        return "", None
+
+
+def other(cluster: Any) -> Other:
+    """One that is not ours, for people to see."""
+    return Other(cluster.name, str(cluster.status.value), hourly_cost(cluster))
 
 
 def hourly_cost(cluster: Any) -> float | None:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,7 +26,9 @@ from replicas.provisioners import (
     YAML_DECIDES,
     Instance,
     LaunchError,
+    Other,
     TerminateError,
+    concerns,
     folder,
     launcher,
     owned_by,
@@ -84,6 +86,12 @@ class LocalProvisioner:
     async def instances(self) -> dict[str, Instance]:
         """See Provisioner."""
         return await self._in_thread(self._instances)
+
+    async def others(self, services: Collection[str]) -> list[Other]:
+        """See Provisioner: what a gateway left that owned this state dir when it had another state.db."""
+        found = await self._in_thread(lambda: self._recorded(ours=False))
+        running = [path.name for path, r in found if processes.is_running(r["pid"], r["started"])]
+        return [Other(name, "running", self._price) for name in running if concerns(name, services)]
 
     async def close(self) -> None:
         """See Provisioner."""
@@ -213,13 +221,14 @@ class LocalProvisioner:
             hourly_cost=self._price,
         )
 
-    def _recorded(self) -> list[tuple[Path, dict[str, Any]]]:
-        """Folder and record of each of our owner's replicas that was launched and not terminated."""
+    def _recorded(self, *, ours: bool = True) -> list[tuple[Path, dict[str, Any]]]:
+        """Folder and record of each of our owner's replicas, or of all others, that was launched and not
+        terminated."""
         try:
             names = sorted(os.listdir(self._root))
         except FileNotFoundError:
             return []
-        folders = [self._root / name for name in names if owned_by(name, self._owner)]
+        folders = [self._root / name for name in names if owned_by(name, self._owner) is ours]
         return [(path, record) for path in folders if (record := folder.record(path)) is not None]
 
 

@@ -17,7 +17,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,10 @@ from replicas.provisioners import (
     Instance,
     InstancesUnknown,
     LaunchError,
+    Other,
     TerminateError,
     clusters,
+    concerns,
     folder,
     launcher,
     owned_by,
@@ -77,6 +80,7 @@ class SkyPilotProvisioner:
         # Mutable by `instances` alone, one at a time.
         self._looking = threading.Lock()
         self._refreshed = float("-inf")
+        self._others: list[Any] = []   # clusters of the last look
         self._attendants: dict[str, Attendant] = {}
 
     def __repr__(self) -> str:
@@ -95,6 +99,11 @@ class SkyPilotProvisioner:
     async def instances(self) -> dict[str, Instance]:
         """See Provisioner. Never waits for a launch or an endpoint."""
         return await in_thread(self._instances)
+
+    async def others(self, services: Collection[str]) -> list[Other]:
+        """See Provisioner. Of the user that SkyPilot knows us as; their status is what it remembers."""
+        found = [cluster for cluster in self._others if concerns(cluster.name, services)]
+        return await in_thread(lambda: [clusters.other(cluster) for cluster in found]) if found else []
 
     async def close(self) -> None:
         """See Provisioner. Threads that wait for SkyPilot end with the process."""
@@ -191,7 +200,7 @@ class SkyPilotProvisioner:
                 ours = self._clusters(sky)
             except Exception as error:
                 raise InstancesUnknown(f"SkyPilot does not say what exists: {reason(error)}") from error
-            found = {name: self._instance(sky, cluster) for name, cluster in ours.items()}
+            found = {name: self._placed(sky, cluster) for name, cluster in ours.items()}
             for name in self._attendants.keys() - found.keys():
                 self._attendants.pop(name).stop()
             for name, output in list(self._launching.items()):   # there is none to list in the first seconds
@@ -202,7 +211,9 @@ class SkyPilotProvisioner:
     def _clusters(self, sky: Sky) -> dict[str, Any]:
         """Our clusters by name; every REFRESH_SECONDS as the clouds see them."""
         modes = sky.StatusRefreshMode
-        ours = {c.name: c for c in sky.get(sky.status(None, refresh=modes.NONE)) if self._ours(c.name)}
+        listed = sky.get(sky.status(None, refresh=modes.NONE))
+        ours = {c.name: c for c in listed if self._ours(c.name)}
+        self._others = [c for c in listed if c.name not in ours]
         if ours and self._clock() - self._refreshed >= REFRESH_SECONDS:
             ours = {c.name: c for c in sky.get(sky.status(list(ours), refresh=modes.AUTO))}
             self._refreshed = self._clock()
@@ -210,6 +221,11 @@ class SkyPilotProvisioner:
 
     def _ours(self, name: str) -> bool:
         return owned_by(name, self._owner)
+
+    def _placed(self, sky: Sky, cluster: Any) -> Instance:
+        region, spot = clusters.placed(cluster)
+        since = cluster.launched_at
+        return replace(self._instance(sky, cluster), region=region, spot=spot, launched_at=since)
 
     def _instance(self, sky: Sky, cluster: Any) -> Instance:
         name: str = cluster.name

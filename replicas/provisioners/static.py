@@ -6,13 +6,13 @@ Nothing is started or ended; launching assigns a URL, terminating gives it back.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from replicas.plans import Plan
-from replicas.provisioners import YAML_DECIDES, Instance, LaunchError, NoCapacity, owned_by
+from replicas.provisioners import YAML_DECIDES, Instance, LaunchError, NoCapacity, Other, owned_by
 from replicas.provisioners.launcher import write_atomically
 
 if TYPE_CHECKING:
@@ -78,6 +78,10 @@ class StaticProvisioner:
             for replica_id, url in self._assigned.items()
             if owned_by(replica_id, self._owner)
         }
+
+    async def others(self, services: Collection[str]) -> list[Other]:
+        """See Provisioner. All servers are somebody else's; there is nothing to tell."""
+        return []
 
     async def close(self) -> None:
         """See Provisioner."""

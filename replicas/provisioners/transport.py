@@ -6,14 +6,14 @@ Decided once, at the launch, and kept: a replica outlives the gateway's flags an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from replicas.command import TLS_CERT, TLS_KEY, uses_certificate
 from replicas.plans import Plan
-from replicas.provisioners import YAML_DECIDES, Instance, LaunchError, Provisioner
+from replicas.provisioners import YAML_DECIDES, Instance, LaunchError, Other, Provisioner
 from replicas.tls import Certificates, Mode, TlsError, Transport, is_public
 
 if TYPE_CHECKING:
@@ -95,6 +95,10 @@ class TransportProvisioner:
             detail = EXPOSED.format(host=urlsplit(url).hostname)
             return replace(instance, alive=False, url=None, detail=detail)
         return instance
+
+    async def others(self, services: Collection[str]) -> list[Other]:
+        """See Provisioner."""
+        return await self._inner.others(services)
 
     async def close(self) -> None:
         """See Provisioner."""

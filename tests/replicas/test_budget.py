@@ -51,3 +51,10 @@ def test_only_a_preempted_spot_machine_is_a_spot_loss() -> None:
     assert budget.lost_to_spot(replica(failure="preempted", plan="H200:8x1 spot"))
     assert not budget.lost_to_spot(replica(failure="preempted", plan="H200:8x1 on-demand"))
     assert not budget.lost_to_spot(replica(failure="crashed", plan="spot"))
+
+
+def test_what_it_was_placed_on_counts_and_not_what_its_plan_leaves_open_or_hoped_for() -> None:
+    assert budget.lost_to_spot(replica(failure="preempted", plan="", spot=True))
+    assert not budget.lost_to_spot(replica(failure="preempted", plan="", spot=False))
+    assert not budget.lost_to_spot(replica(failure="preempted", plan=""))
+    assert [budget.on_spot(replica(plan=p)) for p in ("spot", "on-demand", "L4:1x1")] == [True, False, None]

@@ -269,3 +269,15 @@ def test_replicas_of_two_services_are_kept_apart(life: Life) -> None:
         life.now += 100.0
         life.ledger.accrue([life.row, other], life.now, listed=None)
     assert (life.dollars, life.ledger.sums("v3").dollars) == (pytest.approx(1.0), pytest.approx(2.0))
+
+
+def test_where_the_machine_really_is_goes_before_what_its_plan_says(life: Life) -> None:
+    life.tick(plan="H200:8x1 infra=aws")
+    assert (life.saved[0].plan, life.saved[0].region) == ("H200:8x1 infra=aws", "aws")
+    assert life.saved[0].spot is None
+    life.tick(SAVE_EVERY, region="aws/us-east-1/us-east-1a", spot=True)
+    assert (life.saved[0].region, life.saved[0].spot) == ("aws/us-east-1/us-east-1a", True)
+    life.tick(SAVE_EVERY, region="", spot=None)
+    assert life.saved[0].region == "aws/us-east-1/us-east-1a", "what was known once stays"
+    life.tick(SAVE_EVERY, plan="H100:8x2 on-demand")
+    assert (life.saved[0].region, life.saved[0].spot) == ("", False), "another plan is another machine"

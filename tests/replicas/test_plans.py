@@ -126,7 +126,7 @@ def test_a_price_that_is_no_number_of_dollars_is_refused(text: str) -> None:
         ("use_spot: true", "dynamic_ondemand_fallback: true", None, Market.SPOT_FIRST),
         ("use_spot: true", "dynamic_ondemand_fallback: true", False, Market.ON_DEMAND),
         ("any_of: [{use_spot: true}, {use_spot: false}]", "", None, Market.SPOT_FIRST),
-        ("any_of: [{infra: aws, use_spot: true}, {infra: gcp}]", "", None, Market.YAML),
+        ("any_of: [{infra: aws, use_spot: true}, {infra: gcp}]", "", None, Market.MIXED),
         ("ordered: [{infra: aws, use_spot: true}, {infra: gcp, use_spot: true}]", "", None, Market.SPOT),
     ],
 )
@@ -348,6 +348,51 @@ def test_a_plan_that_decides_nothing_changes_nothing() -> None:
     assert plans.apply({}, Plan("L4:1", max_hourly_cost=2.0)) == {
         "resources": {"accelerators": "L4:1", "max_hourly_cost": 2.0}
     }
+
+
+MIXED: dict[str, Any] = {
+    "resources": {
+        "disk_size": 1024,
+        "any_of": [
+            {"accelerators": "H200:8", "use_spot": True},
+            {"accelerators": "H100:8"},
+            {"accelerators": "A100:8", "use_spot": False},
+        ],
+    }
+}
+MIXED_TEXT = (
+    "any_of: [{accelerators: H200:8, use_spot: true}, {accelerators: H100:8}, "
+    "{accelerators: A100:8, use_spot: false}]"
+)
+
+
+def test_spot_losses_of_a_mixed_yaml_leave_its_on_demand_alternatives_and_no_others() -> None:
+    menu = plans.menu(service(MIXED_TEXT), Options())
+    assert menu.market is Market.MIXED
+    assert named(plans.choices(menu, NOW)) == [""]
+    hour = 3600.0
+    lost = [NOW - 2 * hour, NOW - hour, NOW]
+    assert named(plans.choices(menu, NOW + hour, losses=lost[:2])) == [""]
+    (plan,) = plans.choices(menu, NOW + hour, losses=lost)
+    assert plan.name == "on-demand"
+    assert plans.apply(copy.deepcopy(MIXED), plan)["resources"] == {
+        "disk_size": 1024,
+        "any_of": [{"accelerators": "H100:8"}, {"accelerators": "A100:8"}],
+        "use_spot": False,
+    }
+    assert named(plans.choices(menu, NOW + 6 * hour + 1, losses=lost)) == [""], "6 hours are over"
+
+
+def test_replicas_that_are_never_spot_take_a_mixed_yamls_on_demand_alternatives() -> None:
+    menu = replace(plans.menu(service(MIXED_TEXT), Options()), base_ondemand=1)
+    assert named(plans.choices(menu, NOW, on_demand=0)) == ["on-demand"]
+    assert named(plans.choices(menu, NOW, on_demand=1)) == [""]
+
+
+def test_a_flag_puts_every_alternative_of_a_mixed_yaml_on_its_market() -> None:
+    (plan,) = plans.choices(plans.menu(service(MIXED_TEXT), Options(use_spot=False)), NOW)
+    kinds = [one["accelerators"] for one in plans.apply(copy.deepcopy(MIXED), plan)["resources"]["any_of"]]
+    assert kinds == ["H200:8", "H100:8", "A100:8"]
 
 
 @given(any_plan)

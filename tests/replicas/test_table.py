@@ -58,6 +58,8 @@ def test_a_replica_comes_back_exactly_as_it_was_saved(table: Table, path: Path) 
         window=48,
         resumable=True,
         plan="H200:8x1 spot",
+        region="aws/us-east-1/us-east-1a",
+        spot=True,
     )
     assert None not in [getattr(full, field.name) for field in fields(full)], "the test covers every field"
     table.save([full, replica(2)])
@@ -65,6 +67,7 @@ def test_a_replica_comes_back_exactly_as_it_was_saved(table: Table, path: Path) 
         assert again.replicas() == [full, replica(2)]
         assert isinstance(again.replicas()[0].state, State)
         assert again.replicas()[0].resumable is True
+        assert again.replicas()[0].spot is True
 
 
 def test_saving_again_replaces_and_touches_no_other_replica(table: Table) -> None:

@@ -4,7 +4,7 @@ that ack at once. The table and the board are the real ones."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from replicas.loads import Load
 from replicas.messages import ColdStart, ServiceInfo, Snapshot, WorkerState
 from replicas.plans import Plan
 from replicas.probe import Probed
-from replicas.provisioners import Instance
+from replicas.provisioners import Instance, Other, concerns
 from replicas.spec import Service, parse
 from replicas.table import Table
 
@@ -58,6 +58,8 @@ class FakeProvisioner:
         self.gate: asyncio.Event | None = None  # launch returns only once it is set
         self.dies: str | None = None  # the last words of every `run`
         self.cost: float | None = None
+        self.placed: dict[str, Any] = {}  # region and spot of every machine
+        self.not_ours: list[Other] = []
 
     async def launch(self, replica_id: str, service: Service, env: Mapping[str, str], plan: Plan) -> None:
         self.launched.append(replica_id)
@@ -72,6 +74,7 @@ class FakeProvisioner:
             raise self.full[plan.name]
         n = replica_id.rpartition("-")[2]
         machine = Instance(replica_id, True, f"http://127.0.0.1:{30000 + int(n)}", hourly_cost=self.cost)
+        machine = replace(machine, **self.placed)
         if self.dies is not None:
             machine = replace(machine, alive=False, detail=self.dies)
         self.machines.setdefault(replica_id, machine)
@@ -86,6 +89,9 @@ class FakeProvisioner:
         if self.instances_error is not None:
             raise self.instances_error
         return dict(self.machines)
+
+    async def others(self, services: Collection[str]) -> list[Other]:
+        return [other for other in self.not_ours if concerns(other.name, services)]
 
     async def close(self) -> None: ...
 

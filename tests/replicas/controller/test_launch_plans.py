@@ -184,6 +184,29 @@ async def test_spot_comes_first_and_on_demand_when_there_is_none(world: Any) -> 
     assert tried(world) == ["spot", "on-demand"]
 
 
+MIXED = "resources: {ports: 30000, any_of: [{accelerators: H200:8, use_spot: true}, {accelerators: H100:8}]}"
+
+
+async def test_spot_machines_that_a_mixed_yaml_got_count_as_losses_too(world: Any) -> None:
+    world.start(yaml=world.text.replace("resources: {ports: 30000}", MIXED))
+    world.provisioner.placed = {"region": "aws/us-east-1", "spot": True}
+    for _ in range(3):
+        await world.become_ready()
+        assert tried(world)[-1] == ""
+        world.provisioner.machines.clear()
+        world.prober.every = "refused"
+        await world.steps(60, 10.0, until=lambda: world.states == [])
+        await world.step(300.0)
+    world.provisioner.placed = {"region": "gcp/us-central1", "spot": False}
+    world.start()
+    await world.become_ready()
+    assert tried(world)[-1] == "on-demand"
+    (seen,) = world.controller.status()["services"][0]["replicas"]
+    assert (seen["region"], seen["spot"]) == ("gcp/us-central1", False)
+    entries = {e.replica: e for e in world.table.ledger()}
+    assert (entries[world.id(1)].region, entries[world.id(1)].spot) == ("aws/us-east-1", True)
+
+
 async def test_after_three_spot_losses_replicas_are_on_demand_for_six_hours(world: Any) -> None:
     world.start(yaml=on_spot(world))
     for _ in range(3):

@@ -21,6 +21,12 @@ class Mode(enum.Enum):
 @dataclass
 class Resources:
     price: float = 30.0
+    place: str = "aws/us-east-1/us-east-1a"
+    use_spot: bool = False
+
+    @property
+    def infra(self) -> SimpleNamespace:
+        return SimpleNamespace(to_str=lambda: self.place)
 
     def get_cost(self, seconds: float) -> float:
         return self.price * seconds / 3600
@@ -46,6 +52,7 @@ class Cluster:
     init_status_reason: str | None = None
     last_event: str | None = None
     cluster_ever_up: bool = False
+    launched_at: int = 1_800_000_000
     handle: SimpleNamespace = field(default_factory=handle)
 
     def become(self, status: str, kind: str | None = None, why: str | None = None) -> None:
