@@ -212,7 +212,9 @@ class UpstreamError(GatewayError):
 
 
 class Undialable(UpstreamError):
-    """Dial refused, reset or timed out: nothing was sent."""
+    """Dial refused, reset or timed out: nothing was sent. `lasting`: waiting will not mend it."""
+
+    lasting = False
 
     end = End.UPSTREAM_DIED
     code = "replica_unreachable"

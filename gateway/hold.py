@@ -1,4 +1,4 @@
-"""The waiting room: who waits for a replica, in which order they get one, and how long a client may wait.
+"""The waiting room: who waits for a replica, and in which order they get one.
 
 Everything here is one worker's and one service's. Numbers that all workers must see (how many wait, their
 bytes, since when the oldest) are on the board; so the bounds hold over all workers, and so does the order: a
@@ -14,11 +14,11 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.errors import BadRequest, GatewayError, WaitingRoomFull
+from gateway.errors import GatewayError, WaitingRoomFull
 from replicas.board import SERVICES, Board
 
 if TYPE_CHECKING:
-    from gateway.upstreams import Upstream, Upstreams
+    from gateway.upstreams import Upstream
 
 # How often a waiting request looks whether another worker's end, or the end of an ejection, lets it in. Whose
 # turn may be next looks more often: who has the oldest waiter, or just left a free place to an older one.
@@ -26,69 +26,7 @@ POLL_SECONDS = 0.02
 NEXT_POLL_SECONDS = 0.002
 # A free place is left this long to the worker whose waiter is older; then that worker is taken to be stuck.
 YIELD_SECONDS = 0.25
-DEFAULT_PATIENCE = 300.0  # seconds: openai-node's undici gives up then, the shortest common default
-MARGIN = 10.0  # seconds before the client gives up that `silent` answers
-# At most ten beats a second, whatever patience a client claims: 1e-9 must not cost a core.
-SHORTEST_PAUSE = 0.1
 BODY_OVERHEAD = 1024  # bytes of the gateway's own that a held request costs at least
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How one client is kept waiting. Seconds.
-
-    `mode`: beats, silent or reject. `commit_after`: silence before 200 is sent; None = never. `every`:
-    between beats.
-    `beat_after`: a replica's silence before beats begin; None = never. `give_up`: silence before an honest
-    503.
-    """
-
-    mode: str
-    commit_after: float | None
-    every: float
-    beat_after: float | None
-    give_up: float | None
-
-
-def patience(
-    read_timeout: bytes | None,
-    wish: bytes | None,
-    *,
-    hold: str,
-    commit_after: float,
-    beat_every: float,
-    beat_after: float,
-) -> Patience:
-    """What `x-stainless-read-timeout` (openai-python sends its own timeout, 600 s by default) and
-    `X-Gateway-Hold` ask.
-
-    Raises BadRequest for an unknown wish; an unreadable timeout counts as none.
-    """
-    mode = wish.decode("latin-1").strip().lower() if wish is not None else hold
-    if mode not in ("beats", "silent", "reject"):
-        raise BadRequest(
-            f"X-Gateway-Hold must be beats, silent or reject, not {mode!r}.", param="X-Gateway-Hold"
-        )
-    limit: float | None = None
-    if read_timeout is not None:
-        try:
-            limit = float(read_timeout)
-        except ValueError:
-            limit = None
-        if limit is not None and not 0 < limit < 1e9:
-            limit = None
-    if mode != "beats":
-        known = limit if limit is not None else DEFAULT_PATIENCE
-        # `reject` waits too, if only for a free place in the window of a replica that is there.
-        return Patience(mode, None, beat_every, None, max(known - MARGIN, known / 2))
-    third = max(limit / 3, SHORTEST_PAUSE) if limit is not None else float("inf")
-    return Patience(
-        mode,
-        min(commit_after, third),
-        max(min(beat_every, third), SHORTEST_PAUSE),
-        max(min(beat_after, third), SHORTEST_PAUSE) if beat_after > 0 else None,
-        None,
-    )
 
 
 @dataclass(eq=False, slots=True)
@@ -162,15 +100,18 @@ class WaitingRoom:
                 return cell, oldest
         return None
 
-    def enter(self, since: int, size: int, avoid: Collection[str]) -> Place:
-        """Take a place. Raises WaitingRoomFull over the bounds, which count all workers and services."""
+    def enter(self, since: int, size: int, avoid: Collection[str], *, again: bool = False) -> Place:
+        """Take a place. Raises WaitingRoomFull over the bounds, which count all workers and services.
+
+        `again`: it was let out and found no replica; whoever came meanwhile must not cost it its place.
+        """
         totals = [self._board.totals(s) for s in range(SERVICES)]
         cost = size + BODY_OVERHEAD
-        if sum(t.waiting for t in totals) >= self._max_waiting:
+        if not again and sum(t.waiting for t in totals) >= self._max_waiting:
             raise WaitingRoomFull(
                 f"{self._max_waiting} requests already wait for a replica. Try again in half a minute."
             )
-        if sum(t.waiting_bytes for t in totals) + cost > self._max_bytes:
+        if not again and sum(t.waiting_bytes for t in totals) + cost > self._max_bytes:
             raise WaitingRoomFull(
                 "The requests that wait for a replica already fill the memory set aside for them."
             )
@@ -262,32 +203,3 @@ class WaitingRoom:
 def monotonic_ns() -> int:
     """The clock of `Place.since`, the same in every process of this machine."""
     return time.monotonic_ns()
-
-
-def cold_headers(upstreams: Upstreams) -> dict[str, str]:
-    """What a client that waits is told in the head."""
-    cold = upstreams.cold
-    eta = cold.eta_seconds if cold is not None else None
-    return {
-        "X-Gateway-State": "waiting" if len(upstreams) else "cold-start",
-        "X-Gateway-ETA-Seconds": f"{eta:.0f}" if eta is not None else "unknown",
-    }
-
-
-def cold_text(upstreams: Upstreams, waited: float) -> str:
-    """The comment of a held stream, e.g. `cold-start phase=load progress=62% eta=410s`, or while it looks for
-    a machine `cold-start phase=provision plan=2/3 attempt=14 eta=unknown`."""
-    if len(upstreams):
-        return f"waiting for a free place, {waited:.0f} s"
-    cold = upstreams.cold
-    if cold is None:
-        return f"cold-start phase=pending waited={waited:.0f}s"
-    parts = [f"cold-start phase={cold.phase or 'pending'}"]
-    if cold.progress is not None:
-        parts.append(f"progress={cold.progress * 100:.0f}%")
-    if cold.plan:
-        parts.append(f"plan={cold.plan}")
-    if cold.attempt > 1:
-        parts.append(f"attempt={cold.attempt}")
-    parts.append(f"eta={cold.eta_seconds:.0f}s" if cold.eta_seconds is not None else "eta=unknown")
-    return " ".join(parts)

@@ -21,16 +21,15 @@ from gateway.errors import (
     DiedSilent,
     End,
     GatewayError,
-    HoldTimeout,
     InternalError,
-    NotHeld,
     NotTaken,
     Shutdown,
     Undialable,
     UnsupportedEncoding,
     UpstreamError,
 )
-from gateway.hold import Patience, Place, cold_headers, cold_text, monotonic_ns, patience
+from gateway.hold import Place, monotonic_ns
+from gateway.patience import Patience, check_limit, check_wish, cold_headers, hold, patience
 from gateway.relay import Attempt, counts_against
 from gateway.reply import Reply
 from gateway.upstreams import Lease, Upstream, Upstreams
@@ -277,24 +276,35 @@ class Exchange:
         self.worker.arrived(upstreams)
         self.served = True
         avoid: list[str] = []
+        again = False
         while True:
-            self.attempts += 1
             try:
-                self._check_hold(upstreams)
-                self.lease = upstreams.lease(self._since, len(self._body), avoid, self._hold)
+                check_wish(self, upstreams)
+                self.lease = upstreams.lease(self._since, len(self._body), avoid, self._hold, again=again)
                 async with self.lease as upstream:
                     self.upstream = upstream
+                    self.attempts += 1
                     await self._try(upstreams, upstream)
                 return
-            except (Undialable, NotTaken, DiedSilent) as error:
-                # Nothing was sent, or nothing ran, or nothing was answered: safe to try elsewhere.
-                assert self.upstream is not None
-                if self.attempts >= MAX_ATTEMPTS:
+            except Undialable as error:
+                # Nothing was sent: no attempt. It waits for whoever can be dialled, as long as any hold may.
+                hopeless = error.lasting or self.patience.mode == "reject"
+                if hopeless and not upstreams.has_other_than(()):
                     raise
+                self.attempts -= 1
+                check_limit(self, upstreams)
+                self.retried(error.cause)
+            except (NotTaken, DiedSilent) as error:
+                # Nothing ran, or nothing was answered: safe to try elsewhere.
+                assert self.upstream is not None
                 avoid.append(self.upstream.id)
-                if not isinstance(error, Undialable) and not upstreams.has_other_than(avoid):
+                if self.attempts >= MAX_ATTEMPTS or not upstreams.has_other_than(avoid):
                     raise
                 self.retried(error.cause)
+            again = True
+
+    async def _hold(self, place: Place) -> None:
+        await hold(self, place)
 
     async def _try(self, upstreams: Upstreams, upstream: Upstream) -> None:
         self._attempt = attempt = Attempt(self, upstreams, upstream)
@@ -334,48 +344,6 @@ class Exchange:
         return head + body
 
     # --- waiting
-
-    def _check_hold(self, upstreams: Upstreams) -> None:
-        """`reject`: a client that does not want to be held only wakes the service. Raises NotHeld."""
-        if self.patience.mode == "reject" and not len(upstreams):
-            upstreams.check()
-            self.worker.wake(upstreams, self.key, self.request_id)
-            raise NotHeld(
-                f"{upstreams.info.name} is starting. Try again later (X-Gateway-Hold: reject).",
-                headers=cold_headers(upstreams),
-                retry_after=int(upstreams.cold.eta_seconds or 30) if upstreams.cold else 30,
-            )
-
-    async def _hold(self, place: Place) -> None:
-        """Wait in the room, with beats. Returns when the place's future is done."""
-        upstreams, wait, reply = self.upstreams, self.patience, self.reply
-        assert upstreams is not None
-        self.worker.waits(upstreams, self.key, self.request_id)
-        entered = self.loop.time()
-        limit = self.started + upstreams.info.hold_max_seconds
-        if wait.give_up is not None:
-            limit = min(limit, self.started + wait.give_up)
-        try:
-            while not place.future.done():
-                now = self.loop.time()
-                if now >= limit:
-                    raise HoldTimeout(
-                        f"No replica of {upstreams.info.name} within {now - self.started:.0f} s. The cold "
-                        "start goes on; try again.",
-                        headers=cold_headers(upstreams),
-                    )
-                due = limit
-                if wait.commit_after is not None:
-                    beat_due = (
-                        reply.sent_at + wait.every if reply.started else self.started + wait.commit_after
-                    )
-                    if now >= beat_due:
-                        self.beat(now, cold_text(upstreams, now - self.started))
-                        continue
-                    due = min(due, beat_due)
-                await asyncio.wait((place.future,), timeout=due - now)
-        finally:
-            self.held = (self.held or 0.0) + self.loop.time() - entered
 
     def beat(self, now: float, text: str) -> None:
         """Keep the client: 200 first, where nothing was sent yet."""

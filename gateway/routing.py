@@ -23,13 +23,14 @@ class Health:
 
     `errors`: consecutive failures (5xx, died, timeout; never 4xx). `ejections`: how often in a row it was
     ejected, which sets the back-off. `until`: monotonic seconds, 0 when in rotation. `unreachable`: nothing
-    listens there, so not even a last resort.
+    listened there at the last failure, which was at `last` (monotonic seconds).
     """
 
     errors: int = 0
     ejections: int = 0
     until: float = 0.0
     unreachable: bool = False
+    last: float = 0.0
 
 
 HEALTHY = Health()
@@ -41,12 +42,13 @@ def failed(health: Health, now: float, *, unreachable: bool = False) -> Health:
     Many requests fail together when a replica dies: while it is ejected they do not lengthen the pause.
     """
     if now < health.until:
-        return Health(health.errors, health.ejections, health.until, health.unreachable or unreachable)
+        unreachable = health.unreachable or unreachable
+        return Health(health.errors, health.ejections, health.until, unreachable, now)
     errors = health.errors + 1
     if not unreachable and errors < CONSECUTIVE_ERRORS:
-        return Health(errors, health.ejections, health.until, health.unreachable)
+        return Health(errors, health.ejections, health.until, health.unreachable, now)
     pause = min(MAX_EJECTION_SECONDS, BASE_EJECTION_SECONDS * 2 ** min(health.ejections, 16))
-    return Health(0, health.ejections + 1, now + pause, unreachable)
+    return Health(0, health.ejections + 1, now + pause, unreachable, now)
 
 
 class Candidate(Protocol):
@@ -73,11 +75,13 @@ def choose(
 
     `depth` is None when an upstream has its window's worth of our requests. `avoid` holds ids this request
     already failed on: taken only when no other is in rotation at all. When all are ejected the ones that at
-    least answer dials are used rather than none.
+    least answer dials are used rather than none, and without those the others, once a second.
     """
     usable = [u for u in upstreams if u.health.until <= now]
     if not usable:
         usable = [u for u in upstreams if not u.health.unreachable]
+    if not usable:
+        usable = [u for u in upstreams if u.health.last + BASE_EJECTION_SECONDS <= now]
     if avoid:
         usable = [u for u in usable if u.id not in avoid] or usable
     best: list[U] = []

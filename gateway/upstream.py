@@ -332,7 +332,9 @@ class Pool:
             raise Undialable(f"No connection to the replica within {self._connect_timeout:g} s.") from None
         except OSError as error:
             why = tls.explain(error, self._ssl) or error.strerror or str(error)
-            raise Undialable(f"No connection to the replica: {why}.") from None
+            undialable = Undialable(f"No connection to the replica: {why}.")
+            undialable.lasting = isinstance(error, ssl.SSLError)  # a wrong certificate, no TLS at all
+            raise undialable from None
         return connection
 
     def keep(self, connection: Connection) -> None:

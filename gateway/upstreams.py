@@ -102,6 +102,11 @@ class Upstreams:
         now = time.monotonic()
         return any(u.id not in ids and u.health.until <= now for u in self._list)
 
+    @property
+    def reachable(self) -> bool:
+        """Whether the last dial of any upstream was answered, as far as is known."""
+        return any(not u.health.unreachable for u in self._list)
+
     # --- what the controller says
 
     def update(self, info: ServiceInfo) -> None:
@@ -171,14 +176,20 @@ class Upstreams:
     # --- choosing and counting
 
     def lease(
-        self, since: int, size: int, avoid: Collection[str], hold: Callable[[Place], Awaitable[None]]
+        self,
+        since: int,
+        size: int,
+        avoid: Collection[str],
+        hold: Callable[[Place], Awaitable[None]],
+        *,
+        again: bool = False,
     ) -> Lease:
         """The right to send one request to one upstream, counted on the board until the block ends.
 
         `since`: monotonic_ns of the request's arrival. `hold(place)` is awaited when it must wait; it returns
-        when the place's future is done and may raise to give up.
+        when the place's future is done and may raise to give up. `again`: it had a lease before.
         """
-        return Lease(self, since, size, avoid, hold)
+        return Lease(self, since, size, avoid, hold, again)
 
     def _in_flight(self, upstream: Upstream) -> int:
         cells, slot = self._cells, upstream.slot
@@ -261,7 +272,9 @@ class Lease:
     after is certain.
     """
 
-    __slots__ = ("_avoid", "_hold", "_since", "_size", "_upstream", "_upstreams", "counted", "released")
+    __slots__ = (
+        "_again", "_avoid", "_hold", "_since", "_size", "_upstream", "_upstreams", "counted", "released",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -270,7 +283,9 @@ class Lease:
         size: int,
         avoid: Collection[str],
         hold: Callable[[Place], Awaitable[None]],
+        again: bool,
     ) -> None:
+        self._again = again
         self._upstreams = upstreams
         self._since = since
         self._size = size
@@ -293,7 +308,7 @@ class Lease:
 
     async def _wait(self) -> Upstream:
         upstreams = self._upstreams
-        place = upstreams.room.enter(self._since, self._size, self._avoid)
+        place = upstreams.room.enter(self._since, self._size, self._avoid, again=self._again)
         future = place.future
         try:
             await self._hold(place)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import BadRequest
-from gateway.hold import SHORTEST_PAUSE, Patience, patience
+from gateway.patience import SHORTEST_PAUSE, Patience, patience
 
 
 def wait(read_timeout: bytes | None = None, wish: bytes | None = None, **flags: object) -> Patience:

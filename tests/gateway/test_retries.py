@@ -4,18 +4,22 @@ twice."""
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
-from gateway import upstream
+from gateway import routing, upstream
+from gateway.proxy import MAX_ATTEMPTS
 from replicas.simulator import SimConfig, Simulator
 
-from .conftest import Rig, chat
+from .conftest import Rig, chat, eventually
 from .scripted import ANSWER, LAST, STREAM, Peer, Scripted, busier, chunk, event, retries, whole
 
 Answer = Callable[[Peer], Awaitable[None]]
+Rigs = Callable[..., Awaitable[Rig]]
 
 
 async def well(peer: Peer) -> None:
@@ -115,15 +119,77 @@ async def test_a_refused_dial_goes_to_another_replica(rig: Rig) -> None:
         assert [suspect[0] for suspect in rig.control.workers[0].suspects] == ["up-0"]
 
 
-async def test_a_refused_dial_without_another_replica_is_tried_three_times_and_is_an_honest_502(
-    rig: Rig,
+async def test_without_another_replica_a_refused_dial_is_no_attempt_and_the_request_waits(
+    rigs: Rigs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    rig.publish(closed_port())
+    """More dials than attempts are allowed; then the replica is back on its port."""
+    monkeypatch.setattr(routing, "BASE_EJECTION_SECONDS", 0.02)
+    log = tmp_path / "access.log"
+    rig = await rigs(commit_after=0.05, beat_every=0.1, access_log=str(log))
+    url = closed_port()
+    rig.publish(url)
+    with Counted() as counted:
+        plain, stream = await rig.raw(chat()), await rig.raw(chat(stream=True))
+        await stream.until(b": waiting for a replica that can be reached")
+        await eventually(lambda: retries("dial") > 3 * MAX_ATTEMPTS)
+        assert b"x-gateway-state: waiting" in stream.data
+        async with Simulator(SimConfig(port=int(url.rpartition(":")[2]))) as sim:
+            assert b"data: [DONE]" in await stream.rest()
+            assert b'"choices"' in await plain.rest()
+            assert sim.stats.runs_total == 2
+    assert set(counted.retries) == {"dial"}
+    await rig.quiet()
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(entry["end"], entry["attempts"]) for entry in entries] == [("complete", 1)] * 2
+    for answer in (plain, stream):
+        await answer.close()
+
+
+async def test_who_waits_for_a_replica_that_is_gone_is_answered_by_another_that_comes(rig: Rig) -> None:
+    gone = closed_port()
+    rig.publish(gone)
+    asked = asyncio.create_task(rig.client.post("/v1/chat/completions", json=chat(max_tokens=1)))
+    await rig.waiting(1)
+    async with Simulator(SimConfig()) as sim:
+        rig.publish(gone, sim.url)
+        assert (await asked).status_code == 200
+
+
+async def test_one_that_comes_back_from_a_refused_dial_is_let_into_a_full_room(
+    rigs: Rigs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routing, "BASE_EJECTION_SECONDS", 0.02)
+    rig = await rigs(max_waiting=1)
+    rig.publish(closed_port(), window=4)
+    asked = [asyncio.create_task(rig.client.post("/v1/chat/completions", json=chat())) for _ in range(4)]
+    await rig.waiting(4)  # all four had a lease before
+    got = await rig.client.post("/v1/chat/completions", json=chat())
+    assert (got.status_code, got.json()["error"]["code"]) == (429, "cold_queue_full")
+    async with Simulator(SimConfig()) as sim:
+        rig.publish(sim.url)
+        assert [(await each).status_code for each in asked] == [200] * 4
+
+
+@pytest.mark.parametrize(
+    ("mode", "status", "code"),
+    [
+        ("beats", 503, "cold_start_timeout"),
+        ("silent", 503, "cold_start_timeout"),
+        ("reject", 502, "replica_unreachable"),
+    ],
+)
+async def test_a_wait_for_a_replica_that_is_gone_ends_as_any_hold_does(
+    rigs: Rigs, monkeypatch: pytest.MonkeyPatch, mode: str, status: int, code: str
+) -> None:
+    monkeypatch.setattr(routing, "BASE_EJECTION_SECONDS", 0.02)
+    rig = await rigs(hold=mode)
+    rig.publish(closed_port(), hold_max_seconds=0.3)
     with Counted() as counted:
         got = await rig.client.post("/v1/chat/completions", json=chat())
-    assert (got.status_code, got.json()["error"]["code"]) == (502, "replica_unreachable")
+    assert (got.status_code, got.json()["error"]["code"]) == (status, code)
     assert 1 <= int(got.headers["retry-after"]) <= 60
-    assert counted.retries == {"dial": 2}
+    assert counted.retries.get("dial", 0) == 0 if mode == "reject" else counted.retries["dial"] > 3
+    await rig.quiet()
 
 
 async def test_a_replica_that_closes_without_a_byte_is_not_asked_again_but_another_is(rig: Rig) -> None:
@@ -207,7 +273,7 @@ async def test_after_the_first_byte_nothing_is_sent_again_and_the_status_is_hone
 
 
 async def test_our_own_beats_are_not_response_bytes(
-    rigs: Callable[..., Awaitable[Rig]],
+    rigs: Rigs,
 ) -> None:
     rig = await rigs(commit_after=0.05, beat_every=0.1)
 

@@ -40,6 +40,7 @@ healths = st.builds(
     ejections=st.integers(0, 2000),
     until=st.sampled_from([0.0, NOW - 1, NOW, NOW + 5]),
     unreachable=st.booleans(),
+    last=st.sampled_from([NOW - 1, NOW - 0.5, NOW]),
 )
 ups = st.lists(
     st.builds(Up, id=st.sampled_from("abcdef"), depth=st.integers(0, 5), full=st.booleans(), health=healths),
@@ -91,10 +92,17 @@ def test_one_that_was_tried_is_taken_again_only_when_no_other_is_in_rotation() -
 
 
 def test_when_all_are_ejected_those_that_answer_dials_are_used_rather_than_none() -> None:
-    dead = Up("a", 0, health=Health(until=NOW + 9, unreachable=True))
-    sick = Up("b", 5, health=Health(until=NOW + 9))
+    dead = Up("a", 0, health=Health(until=NOW + 9, unreachable=True, last=NOW - 2))
+    sick = Up("b", 5, health=Health(until=NOW + 9, last=NOW))
     assert chosen([dead, sick]) == sick
-    assert chosen([dead]) is None
+
+
+def test_when_no_dial_is_answered_one_is_made_a_second_after_the_last_however_long_the_ejection() -> None:
+    def dead(last: float) -> Up:
+        return Up("a", health=Health(until=NOW + 29, unreachable=True, last=last))
+
+    assert chosen([dead(NOW - 0.9)]) is None
+    assert chosen([dead(NOW - 1)]) is not None
 
 
 @SEEDED
@@ -105,6 +113,7 @@ def test_the_choice_is_never_full_never_ejected_while_another_is_not_and_least_l
     best = chosen(candidates, avoid, pick)
     rotation = [u for u in candidates if u.health.until <= NOW]
     usable = rotation or [u for u in candidates if not u.health.unreachable]
+    usable = usable or [u for u in candidates if u.health.last <= NOW - 1]
     usable = [u for u in usable if u.id not in avoid] or usable
     free = [u for u in usable if not u.full]
     if best is None:
