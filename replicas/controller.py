@@ -20,6 +20,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -34,6 +35,7 @@ from replicas.journal import Journal, Observer
 from replicas.ledger import Ledger
 from replicas.lifecycle import State, new
 from replicas.loads import LoadPoller, LoadTarget
+from replicas.masking import Mask
 from replicas.messages import ColdStart, ServiceInfo, Snapshot, WorkerState
 from replicas.planner import Launch
 from replicas.plans import Spending
@@ -102,6 +104,8 @@ class Controller:
         self.stopping = False
         self.generation = table.generation
         self.keys = {s.name: settings.replica_api_key or table.replica_key(s.name) for s in services}
+        known = [s.secrets.values() for s in services]
+        self._mask = Mask(chain(*known, self.keys.values(), settings.launch.secrets.values()))
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
         self._lookout = Lookout(provisioner, settings.look_every)
@@ -179,7 +183,7 @@ class Controller:
         await self._lookout.look(self.clock())
 
     def _interpret(self, now: float) -> None:
-        masked = self.config.launch.masked
+        masked = self._mask
         outcomes = [replace(o, reason=masked(o.reason)) for o in self._errands.take()]
         look, released = self._lookout, self._slots.released
         probes, loads = self.prober.results, self.loads.results

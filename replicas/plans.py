@@ -26,8 +26,6 @@ LOSSES: Final = 3  # of spot machines ...
 LOSSES_WITHIN: Final = 2 * 3600.0  # ... in so many seconds: spot is not worth it today
 ON_DEMAND_FOR: Final = 6 * 3600.0  # s without spot from the last of them on
 
-SECRET_LEAST: Final = 4  # characters
-
 _ACCELERATORS: Final = re.compile(r"([A-Za-z0-9][-.\w]*)(?::([0-9]+(?:\.[0-9]+)?))?", re.ASCII)
 _PLAN: Final = re.compile(r"([A-Za-z0-9][-.\w]*):([0-9]+(?:\.[0-9]+)?)(?:x([1-9][0-9]*))?", re.ASCII)
 _WHERE: Final = ("cloud", "region", "zone", "infra")
@@ -144,16 +142,6 @@ class Options:
     def variables(self) -> dict[str, str]:
         """All names with a value, for a YAML that lists them without one."""
         return {**self.envs, **self.secrets}
-
-    def masked(self, text: str) -> str:
-        """`text` without the values of secrets: last words of a replica, errors of SkyPilot.
-
-        Values under 4 characters stay: "1" would be everywhere, and says nothing.
-        """
-        for value in sorted(self.secrets.values(), key=len, reverse=True):
-            if len(value) >= SECRET_LEAST:
-                text = text.replace(value, "***")
-        return text
 
 
 @dataclass(frozen=True, slots=True)

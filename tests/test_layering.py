@@ -27,6 +27,7 @@ PURE = {
     "replicas.command": set[str](),
     "replicas.document": {"yaml"},  # spec.py's reader
     "replicas.lifecycle": set[str](),
+    "replicas.masking": set[str](),
     "replicas.phases": set[str](),
     "replicas.planner": set[str](),
     "replicas.schema": {"pydantic"},  # spec.py's models

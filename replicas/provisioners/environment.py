@@ -3,14 +3,20 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from replicas.command import TLS_CERT
+from replicas.plans import Plan
+
 if TYPE_CHECKING:
     from replicas.spec import Service
+
+_SECRET_NAME = re.compile(r"(?:^|_)(?:API_KEY|ACCESS_KEY|TOKEN|SECRET|PASSWORD)$")
 
 _HOME = str(Path(__file__).resolve().parents[2])
 """Where the package `replicas` is found."""
@@ -35,6 +41,17 @@ def environment(replica_id: str, service: Service, port: int, directory: Path) -
         # A checkout. (What is installed needs no help, and its site-packages would break any other Python.)
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, (_HOME, variables.get("PYTHONPATH"))))
     return variables
+
+
+def secret_values(service: Service, env: Mapping[str, str], plan: Plan) -> list[str]:
+    """What must not be seen in the output of a replica that is launched with these variables."""
+    given = [value for name, value in env.items() if name != TLS_CERT]
+    return [*given, *plan.secrets.values(), *service.secrets.values()]
+
+
+def inherited_secrets() -> list[str]:
+    """Values of this process's environment that their names call secret: a local replica has them too."""
+    return [value for name, value in os.environ.items() if _SECRET_NAME.search(name)]
 
 
 def gpus_per_node(task: Mapping[str, Any]) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from replicas.masking import Mask
 from replicas.phases import Phases
 from replicas.provisioners.launcher import ENDED, LOCK, LOG, RECORD, SAYS
 
@@ -20,7 +21,6 @@ _READ_BYTES = 1 << 20      # of a log at a time
 _LAST_BYTES = 4096         # of a log, to find the last words in
 _LAST_LINES = 3
 _LAST_CHARACTERS = 500
-_KEY = re.compile(r"(api[_-]key\W{1,5})[^\s'\",]+")   # SGLang prints its --api-key in clear
 
 
 def record(directory: Path) -> dict[str, Any] | None:
@@ -94,7 +94,7 @@ def why_ended(directory: Path) -> str:
 
 
 def last_words(directory: Path, said: Callable[[str], str] = str.strip) -> str:
-    """The last lines that the replica printed, as one line, without API keys.
+    """The last lines that the replica printed, as one line, without secrets.
 
     `said` makes of a line what the replica itself has said with it; "" for nothing.
     """
@@ -106,7 +106,7 @@ def last_words(directory: Path, said: Callable[[str], str] = str.strip) -> str:
         return ""
     lines = [said(line) for line in re.split(r"[\r\n]+", text)]
     words = [line for line in lines if line and not line.startswith(SAYS)][-_LAST_LINES:]
-    return _KEY.sub(r"\1***", " | ".join(words))[-_LAST_CHARACTERS:]
+    return Mask()(" | ".join(words))[-_LAST_CHARACTERS:]   # as of a gateway that did not mask on write
 
 
 class Output:

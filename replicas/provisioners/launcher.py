@@ -11,6 +11,10 @@ make sure that no process is ever lost, whoever dies when:
 We fork once and let the first process end, so no gateway is our parent: it has nothing to reap, and a replica
 looks the same to the gateway that launched it and to the one that adopted it. We lead a session of our own;
 all that the YAML starts is in it, unless it leaves on purpose (then its REPLICA_DIR still tells).
+
+What the YAML's commands print goes through a second process of ours, the pump, which masks secrets before
+they reach the disk. It must live as long as they do, whatever becomes of the gateway, so it is a child of the
+launcher: it ignores the signals that end a replica and ends when the last writer has.
 """
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ import json
 import os
 import signal
 import sys
+import time
 from typing import Any
 
 RECORD = "process.json"
@@ -30,6 +35,9 @@ ENDED = "exit.json"
 LOCK = "lock"
 LOG = "output.log"
 SAYS = "[replica] "   # starts each line that we add to the output ourselves
+
+_PIECE = 65_536        # bytes: a whole pipe
+_PUMP_SECONDS = 1.0
 
 
 def started(pid: int) -> str | None:
@@ -100,6 +108,63 @@ def _run(shell: str, script: str) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
+def _begin_pump(secrets: list[str], lock: int) -> int:
+    """From here on what is written to 1 and 2 reaches output.log without secrets; the pump's pid."""
+    reading, writing = os.pipe()
+    pump = os.fork()
+    if pump == 0:
+        try:
+            for number in _FATAL:
+                signal.signal(number, signal.SIG_IGN)
+            for descriptor in (1, writing, lock):
+                os.close(descriptor)
+            _pump(reading, 2, secrets)
+        finally:
+            os._exit(0)
+    os.close(reading)
+    for descriptor in (1, 2):
+        os.dup2(writing, descriptor)
+    os.close(writing)
+    return pump
+
+
+def _pump(source: int, log: int, secrets: list[str]) -> None:
+    """Until the last writer is gone. What cannot be masked or written is lost: the replica goes on."""
+    try:
+        import codecs
+
+        sys.path.append(os.path.abspath(f"{__file__}/../../.."))   # last: no module of ours hides another
+        from replicas.masking import Mask, Masking
+
+        masking, decoder = Masking(Mask(secrets)), codecs.getincrementaldecoder("utf-8")("replace")
+    except Exception as error:
+        os.write(log, f"{SAYS}nothing is kept of what it prints, for secrets in it: {error!r}\n".encode())
+        while os.read(source, _PIECE):
+            pass
+        return
+    while True:
+        data = os.read(source, _PIECE)
+        text = masking.feed(decoder.decode(data, final=not data)) + ("" if data else masking.end())
+        left = text.encode()
+        with contextlib.suppress(OSError):   # a full disk
+            while left:
+                left = left[os.write(log, left) :]
+        if not data:
+            return
+
+
+def _await(pump: int) -> None:
+    """Until all that was printed is on the disk; a while only, since what outlives `run` may keep it open."""
+    deadline = time.monotonic() + _PUMP_SECONDS
+    while os.waitpid(pump, os.WNOHANG)[0] == 0 and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def _say(words: str) -> None:
+    with contextlib.suppress(OSError):   # the pump was killed
+        os.write(2, f"{SAYS}{words}\n".encode())
+
+
 def main() -> None:
     # EOF ends the order: a gateway that dies while writing it leaves no JSON, hence no replica.
     order: dict[str, Any] = json.loads(sys.stdin.buffer.read())
@@ -121,16 +186,21 @@ def main() -> None:
         os.write(1, b"ok")
     os.dup2(2, 1)   # closes the pipe on which launch() waits; 2 is output.log
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    pump = _begin_pump(order["secrets"], order["lock_fd"])
     stage, code = "run", 0
     for stage in ("setup", "run"):
         if stopping.asked or not order[stage]:
             continue
-        os.write(2, f"{SAYS}{stage} started\n".encode())
+        _say(f"{stage} started")
         code = _run(order["shell"], order[stage])
         if code != 0:
             break
+    _say(f"{stage} ended with code {code}")
+    silent = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(silent, descriptor)
+    _await(pump)
     write_atomically(f"{directory}/{ENDED}", {"stage": stage, "code": code})
-    os.write(2, f"{SAYS}{stage} ended with code {code}\n".encode())
 
 
 if __name__ == "__main__":

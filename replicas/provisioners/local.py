@@ -34,7 +34,12 @@ from replicas.provisioners import (
     owned_by,
     processes,
 )
-from replicas.provisioners.environment import environment, working_directory
+from replicas.provisioners.environment import (
+    environment,
+    inherited_secrets,
+    secret_values,
+    working_directory,
+)
 
 if TYPE_CHECKING:
     from replicas.spec import Service
@@ -77,7 +82,8 @@ class LocalProvisioner:
         """See Provisioner. Returns some 50 ms later, when the launcher has recorded itself. The hardware is
         this machine, whatever the plan says."""
         variables = {**plan.envs, **plan.secrets, **env}
-        await self._in_thread(lambda: self._launch(replica_id, service, variables))
+        secrets = [*secret_values(service, env, plan), *inherited_secrets()]
+        await self._in_thread(lambda: self._launch(replica_id, service, variables, secrets))
 
     async def terminate(self, replica_id: str) -> None:
         """See Provisioner. Ends every process of the replica, those that left its process group included."""
@@ -103,7 +109,9 @@ class LocalProvisioner:
     def _lock(self, replica_id: str) -> threading.Lock:
         return self._locks.setdefault(replica_id, threading.Lock())
 
-    def _launch(self, replica_id: str, service: Service, env: Mapping[str, str]) -> None:
+    def _launch(
+        self, replica_id: str, service: Service, env: Mapping[str, str], secrets: list[str]
+    ) -> None:
         if not owned_by(replica_id, self._owner):
             raise LaunchError(f"{replica_id} is not a name of this gateway (owner {self._owner})")
         with self._lock(replica_id):
@@ -122,12 +130,18 @@ class LocalProvisioner:
                     raise LaunchError(str(error), permanent=False) from None
                 raise LaunchError(f"{replica_id}: its launcher ended at once", permanent=False)
             try:
-                self._start(replica_id, directory, service, env, lock)
+                self._start(replica_id, directory, service, env, lock, secrets)
             finally:
                 os.close(lock)
 
     def _start(
-        self, replica_id: str, directory: Path, service: Service, env: Mapping[str, str], lock: int
+        self,
+        replica_id: str,
+        directory: Path,
+        service: Service,
+        env: Mapping[str, str],
+        lock: int,
+        secrets: list[str],
     ) -> None:
         shell = shutil.which("bash")
         if shell is None:
@@ -139,6 +153,7 @@ class LocalProvisioner:
             "shell": shell,
             "setup": service.setup or "",
             "run": service.run or "",
+            "secrets": secrets,
             "record": {
                 "id": replica_id, "port": port, "spec_hash": service.hash, "launched_at": time.time()
             },

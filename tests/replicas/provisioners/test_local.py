@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from replicas.provisioners import LaunchError
+from replicas import tls
+from replicas.plans import Plan
+from replicas.provisioners import LaunchError, launcher
 from replicas.provisioners.environment import gpus_per_node
 from replicas.provisioners.launcher import _started_by_ps, started
 from replicas.provisioners.local import LocalProvisioner
@@ -305,3 +307,56 @@ def test_a_start_time_is_the_same_each_time_and_absent_processes_have_none() -> 
         assert look(os.getpid()) == look(os.getpid())
         assert look(os.getpid()) != look(1)
         assert look(2**22 + 1) is None   # above Linux's highest pid
+
+
+async def test_secrets_are_masked_on_their_way_to_the_disk(
+    local: Local, service: Build, tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "from-outside-1234")
+    key = tls.make("tiny").key
+    run = r"""
+      printf 'a %s' "${TOKEN:0:7}"; sleep 0.2; printf '%s b\n' "${TOKEN:7}"
+      env
+      echo "$REPLICA_TLS_KEY" | sed 's/^/key: /' >&2
+      echo "server_args={'api_key': '$REPLICA_API_KEY'}"
+      printf 'no end %s' "$PLAN"
+      exit 3"""
+    provisioner = local()
+    plan = Plan(envs={"SHOWN": "in-clear"}, secrets={"PLAN": "plan-secret"})
+    env = {"REPLICA_API_KEY": "key-5678", "REPLICA_TLS_KEY": key}
+    await provisioner.launch(ID, service(run, more="secrets: {TOKEN: 'tok\"en with space'}"), env, plan)
+    await eventually(lambda: ended(provisioner))
+    folder = tmp_path / "replicas" / ID
+    text = (folder / "output.log").read_text()
+    secrets = ['tok"en with space', "from-outside-1234", "plan-secret", "key-5678", *key.splitlines()[1:-1]]
+    assert not [secret for secret in secrets if secret in text]
+    assert text.splitlines()[:2] == ["[replica] run started", "a *** b"]
+    assert "SHOWN=in-clear" in text
+    assert text.splitlines()[-1] == "no end ***[replica] run ended with code 3"
+    await provisioner.terminate(ID)
+    everything = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert not [secret for secret in secrets if secret.encode() in everything]
+
+
+async def test_output_is_kept_and_masked_after_the_gateway_that_launched_it_is_gone(
+    local: Local, service: Build, tmp_path: Path, eventually: Eventually, running: Running
+) -> None:
+    first = local()
+    run = "while [ ! -e $REPLICA_DIR/go ]; do sleep 0.02; done; echo $REPLICA_API_KEY; exit 5"
+    await first.launch(ID, service(run), {"REPLICA_API_KEY": "key-5678"})
+    await first.close()
+    second = local()
+    (tmp_path / "replicas" / ID / "go").touch()
+    await eventually(lambda: ended(second))
+    assert (await second.instances())[ID].detail == "run exited with code 5: ***"
+
+
+def test_what_cannot_be_written_is_lost_and_the_replica_goes_on() -> None:
+    reading, writing = os.pipe()
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.write(writing, b"line\n" * 1000)
+    os.close(writing)
+    launcher._pump(reading, full, [])
+    assert os.read(reading, 1) == b""
+    for descriptor in (reading, full):
+        os.close(descriptor)
