@@ -29,7 +29,7 @@ from replicas.adoption import adopt, as_it_was
 from replicas.board import SERVICES, Board
 from replicas.costs import Waker
 from replicas.errands import Errands
-from replicas.evidence import Evidence, Lookout
+from replicas.evidence import Evidence, Lookout, silent
 from replicas.fleet import Fleet
 from replicas.journal import Journal, Observer
 from replicas.ledger import Ledger
@@ -180,7 +180,8 @@ class Controller:
         for id, reason in self.control.take_suspects().items():
             log.info("a worker could not connect to %s: %s", id, reason)
             self.prober.soon(id)
-        await self._lookout.look(self.clock())
+        rows = [r for f in self.fleets.values() for r in f.rows.values()]
+        await self._lookout.look(self.clock(), silent(rows, self.prober.results))
 
     def _interpret(self, now: float) -> None:
         masked = self._mask

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from replicas.plans import Plan
-from replicas.provisioners import Infeasible, LaunchError, NoCapacity, Provisioner
+from replicas.provisioners import Infeasible, LaunchError, NoCapacity, Provisioner, SetUpFailed
 from replicas.spec import Service
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,14 @@ class Outcome:
 
     id: str
     kind: Literal[
-        "launched", "no_capacity", "infeasible", "try_again", "launch_failed", "gone", "not_gone"
+        "launched",
+        "no_capacity",
+        "infeasible",
+        "set_up_failed",
+        "try_again",
+        "launch_failed",
+        "gone",
+        "not_gone",
     ]
     reason: str = ""
 
@@ -86,6 +93,8 @@ class Errands:
             self._outcomes.append(Outcome(id, "no_capacity", error.reason))
         except Infeasible as error:
             self._outcomes.append(Outcome(id, "infeasible", error.reason))
+        except SetUpFailed as error:
+            self._outcomes.append(Outcome(id, "set_up_failed", error.reason))
         except LaunchError as error:
             kind: Literal["launch_failed", "try_again"] = "launch_failed" if error.permanent else "try_again"
             self._outcomes.append(Outcome(id, kind, error.reason))

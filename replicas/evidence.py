@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -19,6 +19,7 @@ from replicas.provisioners import Instance, InstancesUnknown, Provisioner
 log = logging.getLogger(__name__)
 
 LOOK_WAIT: Final = 0.2  # s that a tick waits for a look; a slower one is used by a later tick
+DOUBT: Final = 10.0  # s; one that still does not answer is asked about again
 LOOK_MOST: Final = 300.0  # s; a look that takes longer has failed
 
 
@@ -54,11 +55,17 @@ def learned(r: Replica, instance: Instance, price: float | None) -> dict[str, An
     return {name: value for name, value in said.items() if value not in (None, getattr(r, name))}
 
 
+def silent(rows: Iterable[Replica], probes: Mapping[str, Probed]) -> set[str]:
+    """Those that have answered before and do not now: SkyPilot may not have noticed yet that they are gone."""
+    return {r.id for r in rows if r.ready_at is not None and probes.get(r.id, Probed()).failures}
+
+
 class Lookout:
     """Looks at what the provisioner has, one look at a time; it may take longer than a tick.
 
     Mutable: the last answer and its number, which grows with each look begun: a look that began before a
-    replica was launched says nothing about that replica.
+    replica was launched says nothing about that replica. And when each replica that does not answer was last
+    asked about afresh.
     """
 
     def __init__(self, provisioner: Provisioner, every: float) -> None:
@@ -70,16 +77,21 @@ class Lookout:
         self._begun_at = float("-inf")
         self._looking: asyncio.Task[None] | None = None
         self._failed = False
+        self._doubted: dict[str, float] = {}
 
     def __repr__(self) -> str:
         found = "unknown" if self.instances is None else len(self.instances)
         return f"<Lookout number={self.number} instances={found}>"
 
-    async def look(self, now: float) -> None:
-        if self._looking is None and now - self._begun_at >= self._every:
+    async def look(self, now: float, doubts: Collection[str] = ()) -> None:
+        """`doubts`: ids whose probes fail. A look is due at once for each new one, and trusts no memory."""
+        self._doubted = {id: at for id, at in self._doubted.items() if id in doubts}
+        fresh = frozenset(id for id in doubts if now - self._doubted.get(id, -DOUBT) >= DOUBT)
+        if self._looking is None and (fresh or now - self._begun_at >= self._every):
             self.begun += 1
             self._begun_at = now
-            self._looking = asyncio.create_task(self._look(self.begun), name="instances")
+            self._doubted.update(dict.fromkeys(fresh, now))
+            self._looking = asyncio.create_task(self._look(self.begun, fresh), name="instances")
         if self._looking is not None:
             await asyncio.wait([self._looking], timeout=LOOK_WAIT)
 
@@ -88,10 +100,10 @@ class Lookout:
             self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)
 
-    async def _look(self, number: int) -> None:
+    async def _look(self, number: int, fresh: Collection[str]) -> None:
         try:
             async with asyncio.timeout(LOOK_MOST):
-                self.instances = await self._provisioner.instances()
+                self.instances = await self._provisioner.instances(fresh)
             self._failed = False
         except Exception as error:
             if not self._failed:

@@ -119,6 +119,8 @@ class Fleet:
                 self.move(r, Event.LAUNCHED, now, "the machine is there and runs the YAML")
             case "no_capacity" | "infeasible" | "try_again" if r.state is State.PROVISIONING:
                 self._try_again(r, outcome.kind, outcome.reason, now)
+            case "set_up_failed" if r.state is State.PROVISIONING:  # a strike, but another may fare better
+                self.fail_start(r, "crashed", outcome.reason, now, quiet=True)
             case "launch_failed" if r.state is State.PROVISIONING:
                 self.fail_start(r, "crashed", outcome.reason, now)
             case "gone" if r.state is State.TERMINATING:

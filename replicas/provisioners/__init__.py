@@ -7,7 +7,8 @@ Errors, named by what the caller may do next:
 
     LaunchError          the launch did not happen; `permanent` says whether asking again could help
     ├─ NoCapacity        nothing free at the moment (never permanent): the next plan; hold the requests
-    └─ Infeasible        nothing of this kind exists for us: no use asking again, another plan may fit
+    ├─ Infeasible        nothing of this kind exists for us: no use asking again, another plan may fit
+    └─ SetUpFailed       machines came and could not be set up: end what is there; a new one may fare better
     TerminateError       the replica is not verified gone and may still cost money: call terminate again
     InstancesUnknown     what exists could not be found out; conclude nothing from it, ask again
 """
@@ -45,6 +46,13 @@ class NoCapacity(LaunchError):
 
 class Infeasible(LaunchError):
     """What the plan asks for can never be had, and it is the plan's fault."""
+
+
+class SetUpFailed(LaunchError):
+    """The machines are there, and a command on them failed. Nobody knows what they lack: end them."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, permanent=False)
 
 
 YAML_DECIDES: Final = Plan()
@@ -101,9 +109,10 @@ class Provisioner(Protocol):
     async def terminate(self, replica_id: str) -> None:
         """End the replica, return when verified gone; an absent id is success. Raises TerminateError."""
 
-    async def instances(self) -> dict[str, Instance]:
+    async def instances(self, fresh: Collection[str] = ()) -> dict[str, Instance]:
         """All of **our** owner that truly exists, and what ended without having been terminated.
 
+        `fresh`: ids that do not answer any more: what is remembered of them, state and URL, is asked anew.
         Raises InstancesUnknown when that cannot be told; an empty answer means: nothing exists.
         """
 

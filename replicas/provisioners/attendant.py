@@ -39,10 +39,25 @@ class Attendant(threading.Thread):
         self.output = folder.Output(directory)
         self.output.phases.reach("setup")   # UP: the machines are there; `setup` runs as part of the job
         self._gone = threading.Event()
+        self._finding = threading.Lock()
 
     def stop(self) -> None:
         """The cluster is gone: no use in asking for it again."""
         self._gone.set()
+
+    def find_again(self) -> None:
+        """It does not answer at its URL: a cluster that has recovered may be elsewhere. Never waits."""
+        if self.url is not None and not self._finding.locked():
+            threading.Thread(target=self._find_again, name=f"attendant {self._cluster}", daemon=True).start()
+
+    def _find_again(self) -> None:
+        with self._finding:
+            try:
+                found = self._find((folder.record(self._directory) or {}).get("port"))
+            except Exception as error:   # as in `run`
+                log.info("%s: its endpoint: %s", self._cluster, error)
+            else:
+                self.url = found or self.url   # one that is not exposed for the moment may be back as it was
 
     def why(self) -> str:
         """Why it is no replica any more, for people."""

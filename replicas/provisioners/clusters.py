@@ -5,6 +5,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from replicas.provisioners import Other
+from replicas.provisioners.sky_errors import is_away
 
 if TYPE_CHECKING:
     from replicas.provisioners.sdk import Sky
@@ -47,10 +48,15 @@ def was_up(cluster: Any) -> bool:
 
 
 def has_job(sky: Sky, replica_id: str) -> bool:
-    """Whether `run` was submitted. A cluster on which SkyPilot's own set-up failed cannot even be asked."""
+    """Whether `run` was submitted. A cluster on which SkyPilot's own set-up failed cannot even be asked.
+
+    Raises what the API server being away raises: nothing is known then, and `run` must not start twice.
+    """
     try:
         return bool(sky.get(sky.queue(replica_id)))
-    except Exception:
+    except Exception as error:
+        if is_away(sky.exceptions, error):
+            raise
         return False
 
 

@@ -89,7 +89,7 @@ class LocalProvisioner:
         """See Provisioner. Ends every process of the replica, those that left its process group included."""
         await self._in_thread(lambda: self._terminate(replica_id))
 
-    async def instances(self) -> dict[str, Instance]:
+    async def instances(self, fresh: Collection[str] = ()) -> dict[str, Instance]:
         """See Provisioner."""
         return await self._in_thread(self._instances)
 

@@ -2,20 +2,34 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Final
 
-from replicas.provisioners import Infeasible, LaunchError, NoCapacity
+from replicas.provisioners import Infeasible, LaunchError, NoCapacity, SetUpFailed
 
-_PERMANENT = (
+_PERMANENT: Final = (   # a person must mend something
     "NoCloudAccessError",   # `Cloud access is not set up. Run: sky check`, also under retry_until_up
     "InvalidClusterNameError",
     "InvalidSkyPilotConfigError",
     "ClusterOwnerIdentityMismatchError",
     "CloudUserIdentityError",
     "CloudError",
+    "InvalidCloudConfigs",
+    "InvalidCloudCredentials",
+    "PermissionDeniedError",
+    "UserRequestRejectedByPolicy",
+)
+_AWAY: Final = (   # the API server, or our way to it: asked again, and nothing is concluded about replicas
+    "ApiServerConnectionError",
     "ApiServerAuthenticationError",
     "APIVersionMismatchError",
+    "ServerTemporarilyUnavailableError",
+    "RequestInterruptedError",   # it restarts, and will not go on with the launch
+    "ClientError",
 )
+_NO_SUCH_REQUEST: Final = "Failed to get request "   # a RuntimeError, sky/client/sdk.py: ids die with it
+_NEVER: Final = ("NotSupportedError", "ProvisionUnsupportedError")   # spot, several nodes, on a cloud without
+_SET_UP: Final = ("CommandError", "ClusterSetUpError")
+_NO_QUOTA: Final = "Found no quota for "   # sky/backends/cloud_vm_ray_backend.py; words, for it has no class
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _LONGEST = 500   # characters; a failover table of every zone can be pages
 
@@ -27,24 +41,55 @@ def reason(error: BaseException) -> str:
 
 
 def launch_error(exceptions: Any, error: Exception) -> LaunchError:
-    """`exceptions` is sky.exceptions.
-
-    ResourcesUnavailableError means two things: with a failover history, places were tried and had none free
-    (try again later); without, nothing can ever fit. What is not known to be permanent may be tried
-    again: the API server being away or restarting, a setup that failed over ssh.
-    """
+    """`exceptions` is sky.exceptions. What is not known to be permanent may be tried again."""
     if isinstance(error, exceptions.ResourcesUnavailableError):
-        if error.failover_history:
-            tried = f"{reason(error)} (last: {reason(error.failover_history[-1])})"
-            return NoCapacity(tried)
+        return _unavailable(exceptions, error)
+    if isinstance(error, _classes(exceptions, _NEVER)):
         return Infeasible(reason(error))
-    if isinstance(error, exceptions.NotSupportedError):   # spot or several nodes, on a cloud that has none
-        return Infeasible(reason(error))
-    known = tuple(getattr(exceptions, name) for name in _PERMANENT)
-    permanent = isinstance(error, (*known, ValueError)) and not isinstance(
-        error, exceptions.ClusterDoesNotExist   # a ValueError, from a race with somebody's `down`
+    if isinstance(error, _classes(exceptions, _SET_UP)):
+        return SetUpFailed(reason(error))
+    return LaunchError(reason(error), permanent=_permanent(exceptions, error))
+
+
+def _unavailable(exceptions: Any, error: Any) -> LaunchError:
+    """With a failover history places were tried and had none free: try again later. Without, or when each
+    place said that we may have none there, nothing can ever fit."""
+    tried: list[Exception] = error.failover_history
+    if not tried:
+        unsure = error.no_failover or isinstance(error, exceptions.KubeAPIUnreachableError)
+        return NoCapacity(reason(error)) if unsure else Infeasible(reason(error))
+    said = f"{reason(error)} (last: {reason(tried[-1])})"
+    hopeless = _classes(exceptions, _NEVER)
+    never = (isinstance(e, hopeless) or _NO_QUOTA in str(e) or _permanent(exceptions, e) for e in tried)
+    return Infeasible(said) if all(never) else NoCapacity(said)
+
+
+def _permanent(exceptions: Any, error: Exception) -> bool:
+    if isinstance(error, _classes(exceptions, _PERMANENT)):
+        return True
+    # Of Python's own or SkyPilot's: `requests` calls an answer that is no JSON a ValueError too.
+    says = isinstance(error, ValueError) and type(error).__module__.partition(".")[0] in ("builtins", "sky")
+    # From a race with somebody's `down`.
+    return says and not isinstance(error, exceptions.ClusterDoesNotExist)
+
+
+def is_away(exceptions: Any, error: Exception) -> bool:
+    """Whether it is the API server that failed, or the way to it: it says nothing about any cluster."""
+    outside = type(error).__module__.partition(".")[0] in ("requests", "urllib3", "http")
+    return (
+        outside
+        or isinstance(error, (*_classes(exceptions, _AWAY), OSError))
+        or (isinstance(error, RuntimeError) and str(error).startswith(_NO_SUCH_REQUEST))
     )
-    return LaunchError(reason(error), permanent=permanent)
+
+
+def is_other_hardware(exceptions: Any, error: Exception) -> bool:
+    """Whether our name is taken by a cluster that the launch cannot go on with: it must be ended first."""
+    return isinstance(error, exceptions.ResourcesMismatchError)
+
+
+def _classes(exceptions: Any, names: tuple[str, ...]) -> tuple[type[Exception], ...]:
+    return tuple(getattr(exceptions, name) for name in names)
 
 
 def cannot_open_ports(exceptions: Any, error: Exception) -> bool:

@@ -38,7 +38,7 @@ from replicas.provisioners import (
 )
 from replicas.provisioners.attendant import Attendant
 from replicas.provisioners.sdk import Sky, import_sky
-from replicas.provisioners.sky_errors import cannot_open_ports, launch_error, reason
+from replicas.provisioners.sky_errors import cannot_open_ports, is_other_hardware, launch_error, reason
 from replicas.provisioners.task import build_task
 from replicas.provisioners.threads import in_thread
 
@@ -96,9 +96,9 @@ class SkyPilotProvisioner:
         """See Provisioner. Cancel, down, look; again until it is no longer listed, for up to 10 minutes."""
         await in_thread(lambda: self._terminate(replica_id))
 
-    async def instances(self) -> dict[str, Instance]:
+    async def instances(self, fresh: Collection[str] = ()) -> dict[str, Instance]:
         """See Provisioner. Never waits for a launch or an endpoint."""
-        return await in_thread(self._instances)
+        return await in_thread(lambda: self._instances(fresh))
 
     async def others(self, services: Collection[str]) -> list[Other]:
         """See Provisioner. Of the user that SkyPilot knows us as; their status is what it remembers."""
@@ -138,6 +138,8 @@ class SkyPilotProvisioner:
             raise
         except Exception as error:
             self._broken.add(replica_id)
+            if is_other_hardware(sky.exceptions, error):
+                _forget_plan(directory)
             raise launch_error(sky.exceptions, error) from error
 
     def _submit(
@@ -193,23 +195,25 @@ class SkyPilotProvisioner:
             self._sleep(DOWN_PAUSE_SECONDS)
         folder.forget(self._root / replica_id)
 
-    def _instances(self) -> dict[str, Instance]:
+    def _instances(self, fresh: Collection[str]) -> dict[str, Instance]:
         with self._looking:
             try:
                 sky = self._sdk()
-                ours = self._clusters(sky)
+                ours = self._clusters(sky, fresh)
             except Exception as error:
                 raise InstancesUnknown(f"SkyPilot does not say what exists: {reason(error)}") from error
             found = {name: self._placed(sky, cluster) for name, cluster in ours.items()}
             for name in self._attendants.keys() - found.keys():
                 self._attendants.pop(name).stop()
+            for name in self._attendants.keys() & set(fresh):
+                self._attendants[name].find_again()
             for name, output in list(self._launching.items()):   # there is none to list in the first seconds
                 if name not in found:
                     found[name] = _launching(name, output, None)
             return found
 
-    def _clusters(self, sky: Sky) -> dict[str, Any]:
-        """Our clusters by name; every REFRESH_SECONDS as the clouds see them."""
+    def _clusters(self, sky: Sky, fresh: Collection[str]) -> dict[str, Any]:
+        """Our clusters by name; every REFRESH_SECONDS, and `fresh` ones now, as the clouds see them."""
         modes = sky.StatusRefreshMode
         listed = sky.get(sky.status(None, refresh=modes.NONE))
         ours = {c.name: c for c in listed if self._ours(c.name)}
@@ -217,6 +221,9 @@ class SkyPilotProvisioner:
         if ours and self._clock() - self._refreshed >= REFRESH_SECONDS:
             ours = {c.name: c for c in sky.get(sky.status(list(ours), refresh=modes.AUTO))}
             self._refreshed = self._clock()
+        if doubtful := [name for name in ours if name in fresh]:   # AUTO passes over what has no autostop
+            seen = {c.name: c for c in sky.get(sky.status(doubtful, refresh=modes.FORCE))}
+            ours = {name: c for name, c in ours.items() if name not in doubtful} | seen
         return ours
 
     def _ours(self, name: str) -> bool:
@@ -257,6 +264,12 @@ def _on_another_plan(directory: Path, plan: Plan) -> bool:
     """Whether an earlier attempt asked for other hardware: SkyPilot refuses to go on with its remains."""
     record = folder.record(directory)
     return record is not None and record.get("plan", plan.name) != plan.name
+
+
+def _forget_plan(directory: Path) -> None:
+    """What is there fits no plan: the next attempt ends it first, whatever it asks for."""
+    facts = folder.record(directory) or {}
+    launcher.write_atomically(str(directory / launcher.RECORD), facts | {"plan": None})
 
 
 def _launching(name: str, output: folder.Output | None, price: float | None) -> Instance:

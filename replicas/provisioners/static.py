@@ -69,7 +69,7 @@ class StaticProvisioner:
             self._last_freed = [freed for freed in self._last_freed if freed != url] + [url]
             self._save()
 
-    async def instances(self) -> dict[str, Instance]:
+    async def instances(self, fresh: Collection[str] = ()) -> dict[str, Instance]:
         """See Provisioner. A URL that is no longer on the command line is dead."""
         return {
             replica_id: Instance(replica_id, alive=True, url=url, hourly_cost=self._price)

@@ -78,9 +78,9 @@ class TransportProvisioner:
         await self._inner.terminate(replica_id)
         self._certificates.forget(replica_id)
 
-    async def instances(self) -> dict[str, Instance]:
+    async def instances(self, fresh: Collection[str] = ()) -> dict[str, Instance]:
         """See Provisioner. One that may not be spoken to is shown as dead, with the reason."""
-        return {id: self._seen(instance) for id, instance in (await self._inner.instances()).items()}
+        return {id: self._seen(instance) for id, instance in (await self._inner.instances(fresh)).items()}
 
     def _seen(self, instance: Instance) -> Instance:
         url = instance.url

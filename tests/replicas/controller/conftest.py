@@ -85,7 +85,7 @@ class FakeProvisioner:
             raise self.terminate_error
         self.machines.pop(replica_id, None)
 
-    async def instances(self) -> dict[str, Instance]:
+    async def instances(self, fresh: Collection[str] = ()) -> dict[str, Instance]:
         if self.instances_error is not None:
             raise self.instances_error
         return dict(self.machines)

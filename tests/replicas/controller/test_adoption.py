@@ -153,7 +153,7 @@ async def test_a_look_that_is_slow_holds_nothing_up_and_says_nothing_of_what_cam
     monkeypatch.setattr("replicas.evidence.LOOK_WAIT", 0.01)
     gate, look = asyncio.Event(), world.provisioner.instances
 
-    async def slow() -> Any:
+    async def slow(fresh: Any) -> Any:
         found = await look()
         await gate.wait()
         return found

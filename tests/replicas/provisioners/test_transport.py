@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import pytest
@@ -37,7 +37,7 @@ class Cloud:
     async def terminate(self, replica_id: str) -> None:
         self.envs.pop(replica_id, None)
 
-    async def instances(self) -> dict[str, Instance]:
+    async def instances(self, fresh: Collection[str] = ()) -> dict[str, Instance]:
         return {id: Instance(id, alive=True, url=self.url) for id in self.envs}
 
     async def close(self) -> None: ...
