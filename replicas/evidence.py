@@ -56,7 +56,7 @@ def learned(r: Replica, instance: Instance, price: float | None) -> dict[str, An
 
 
 def silent(rows: Iterable[Replica], probes: Mapping[str, Probed]) -> set[str]:
-    """Those that have answered before and do not now: SkyPilot may not have noticed yet that they are gone."""
+    """Those that answered before and do not now: the provisioner may not know yet that they are gone."""
     return {r.id for r in rows if r.ready_at is not None and probes.get(r.id, Probed()).failures}
 
 
