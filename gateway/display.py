@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -69,7 +69,28 @@ def status_view(status: Mapping[str, Any], now: float | None = None) -> Renderab
         parts.append(Text(f"going down: {error or 'ending replicas'}", style="red" if error else "yellow"))
     for service in status["services"]:
         parts.extend(_service_view(service, at))
+    parts.extend(_machines("being ended, no row knows them", status.get("strays"), "id", "reason"))
+    parts.extend(_machines("not ours, never touched", status.get("others"), "name", "status"))
     return Group(*parts)
+
+
+def _machines(
+    title: str, found: Sequence[Mapping[str, Any]] | None, name: str, words: str
+) -> list[RenderableType]:
+    """Machines that are no replica of a service, each with its price."""
+    if not found:
+        return []
+    table = Table(box=None, show_header=False, pad_edge=True)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right")
+    table.add_column(overflow="fold")
+    for one in found:
+        table.add_row(Text(one[name]), price_text(one["hourly_cost"]), Text(one[words]))
+    return [Text(title, style="yellow"), table]
+
+
+def price_text(hourly: float | None) -> str:
+    return "price unknown" if hourly is None else f"${hourly:.2f} an hour"
 
 
 def _service_view(service: Mapping[str, Any], now: float) -> list[RenderableType]:

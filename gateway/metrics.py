@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
+from collections import Counter as Counted
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -120,6 +121,16 @@ LEVELS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ("service", "replica"),
     ),
     "gateway_replica_cost_dollars_per_hour": ("gauge", "Price of a replica.", ("service", "replica")),
+    "gateway_strays": (
+        "gauge",
+        "Machines under our name that no row knows: they bill, and are being ended.",
+        ("service",),
+    ),
+    "gateway_ends_failing": (
+        "gauge",
+        "Replicas and strays that bill on because their end could not be verified at the last try.",
+        ("service",),
+    ),
     "gateway_cost_dollars_total": ("counter", "Dollars spent on replicas, restarts included.", ("service",)),
 }
 # Each state is always present, 0 included, so that a panel or alert does not lose its series.
@@ -264,7 +275,15 @@ class Levels(Collector):
             if value is not None:
                 families[name].add_metric(labels, float(value))
 
-        for service in self._status()["services"]:
+        status = self._status()
+        strays: list[Mapping[str, Any]] = status.get("strays", [])
+        failing = Counted(s["service"] for s in strays if s["tries"])
+        failing.update(s["name"] for s in status["services"] for r in s["replicas"] if r.get("end_failures"))
+        alone = Counted(stray["service"] for stray in strays)
+        for name in {s["name"] for s in status["services"]} | set(alone):
+            put("gateway_strays", (name,), alone[name])
+            put("gateway_ends_failing", (name,), failing[name])
+        for service in status["services"]:
             name = service["name"]
             replicas = service["replicas"]
             put("gateway_waiting", (name,), service["demand"]["waiting"])

@@ -19,7 +19,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -44,6 +44,7 @@ from replicas.probe import Prober, ProbeTarget
 from replicas.provisioners import Provisioner, owned_by
 from replicas.slots import Slots
 from replicas.spec import Service
+from replicas.strays import Strays
 from replicas.table import Limits, Table, TableError
 from replicas.tls import Certificates
 
@@ -108,9 +109,9 @@ class Controller:
         self._mask = Mask(chain(*known, self.keys.values(), settings.launch.secrets.values()))
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
-        self._lookout = Lookout(provisioner, settings.look_every)
+        self._lookout = Lookout(provisioner, settings.look_every, [s.name for s in services])
         self._errands = Errands(provisioner, self.poke)
-        self._orphans: dict[str, tuple[int, float]] = {}  # id -> first look that saw it, not again before
+        self._strays = Strays(table.owner, self._errands)
         self._slots = Slots(board, control, self.generation)
         self._published: tuple[ServiceInfo, ...] | None = None
         self._progressed: dict[str, ColdStart | None] = {}
@@ -199,9 +200,8 @@ class Controller:
                 fleet.learn_window(id, load.max_running)
             fleet.stopping = self.stopping
             fleet.interpret(seen)
-        for outcome in outcomes:
-            if outcome.id in self._orphans:
-                log.warning("%s had no row: %s %s", outcome.id, outcome.kind, outcome.reason)
+        self._strays.hear(outcomes, now)
+        self._strays.look(look, {id for f in self.fleets.values() for id in f.rows}, now)
 
     def _add_up(self, now: float) -> None:
         """The limits on money are the gateway's: each fleet is told what the others cost."""
@@ -246,7 +246,8 @@ class Controller:
         listed = self._lookout.instances
         busy = {id for f in self.fleets.values() for id, n in f.meter.in_flight.items() if n}
         rows = [r for f in self.fleets.values() for r in f.rows.values()]
-        for name, dollars in self._ledger.accrue(rows, now, listed=listed, busy=busy).items():
+        strays = self._strays.machines
+        for name, dollars in self._ledger.accrue(rows, now, listed=listed, busy=busy, strays=strays).items():
             self.observer.cost(name, dollars)
         if self._ledger.due(now):
             self._save_ledger(now)
@@ -264,7 +265,8 @@ class Controller:
 
     def _save(self, now: float) -> None:
         """All that changed, in one transaction: from here on the world may be touched."""
-        if not any(f.dirty or f.news for f in self.fleets.values()):
+        strays = self._strays.news
+        if not strays and not any(f.dirty or f.news for f in self.fleets.values()):
             return
         told: list[dict[str, Any]] = []
         with self.table.transaction():
@@ -279,6 +281,8 @@ class Controller:
                         on = event["spec_hash"], event["plan"]
                         self.table.add_cold_start(name, *on, phase, seconds, now)
                     told.append(self._journal.save(event))
+            told += [self._journal.save(event) for event in strays]
+        strays.clear()
         for fleet in self.fleets.values():
             for id in [id for id in fleet.dirty if fleet.rows[id].state is State.GONE]:
                 fleet.forget(id)
@@ -335,7 +339,7 @@ class Controller:
                     self.prober.soon(r.id)
         self.prober.keep(probes)
         self.loads.keep(polls)
-        self._end_orphans(now)
+        self._strays.end(now)
 
     def _end_unwanted(self, now: float) -> None:
         """Terminations, which are safe to repeat and to forget: a row that is left is found without a
@@ -345,21 +349,6 @@ class Controller:
             for r in fleet.rows.values():
                 if r.state is State.TERMINATING and now >= fleet.retry_at.get(r.id, 0.0):
                     self._errands.terminate(r.id)
-
-    def _end_orphans(self, now: float) -> None:
-        """What exists under our owner's name without a row is ended; nobody else's is ever touched."""
-        look = self._lookout
-        if look.instances is None:
-            return
-        rows = {id for f in self.fleets.values() for id in f.rows}
-        for id in look.instances:
-            if id in rows or id in self._errands or not owned_by(id, self.table.owner):
-                continue
-            first, not_before = self._orphans.setdefault(id, (look.number, now))
-            if look.number > first and now >= not_before:  # one look may be older than the end of its row
-                self._orphans[id] = (first, now + 60.0)
-                log.warning("%s is ours and has no row: ending it", id)
-                self._errands.terminate(id)
 
     # ------------------------------------------------------------ what people ask for
 
@@ -445,6 +434,8 @@ class Controller:
         return {
             "generation": self.generation,
             "owner": self.table.owner,
+            "strays": self._strays.status(),
+            "others": [asdict(other) for other in self._lookout.others],
             "services": [
                 report.status(f, self.loads, self._ledger.sums(name), now)
                 for name, f in self.fleets.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -14,7 +14,7 @@ from replicas.health import Signs
 from replicas.lifecycle import Replica
 from replicas.loads import Load
 from replicas.probe import Probed
-from replicas.provisioners import Instance, InstancesUnknown, Provisioner
+from replicas.provisioners import Instance, InstancesUnknown, Other, Provisioner
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +65,14 @@ class Lookout:
 
     Mutable: the last answer and its number, which grows with each look begun: a look that began before a
     replica was launched says nothing about that replica. And when each replica that does not answer was last
-    asked about afresh.
+    asked about afresh. `others`: what is not ours and looks as if it were these services'; nothing is concluded
+    from it.
     """
 
-    def __init__(self, provisioner: Provisioner, every: float) -> None:
+    def __init__(self, provisioner: Provisioner, every: float, services: Collection[str] = ()) -> None:
         self.instances: Mapping[str, Instance] | None = None
+        self.others: Sequence[Other] = ()
+        self._services = services
         self.number = 0  # of the look that `instances` comes from
         self.begun = 0  # number of the last one begun
         self._provisioner = provisioner
@@ -111,7 +114,13 @@ class Lookout:
                 log.log(level, "what exists is not known: %s; nothing is concluded from that", error)
             self._failed, self.instances = True, None
         finally:
-            self.number, self._looking = number, None
+            self.number = number
+        try:
+            self.others = await self._provisioner.others(self._services)
+        except Exception:  # only shown
+            log.debug("what is not ours could not be told", exc_info=True)
+        finally:
+            self._looking = None
 
 
 class Witness:

@@ -8,13 +8,15 @@ machine that turns out to be still there; one that vanished meanwhile is account
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import Final, Protocol
+from types import MappingProxyType
+from typing import Any, Final, Protocol
 
 from replicas import plans
 from replicas.costs import HOUR, Entry, Sums, Waker
 from replicas.lifecycle import Replica, State
+from replicas.provisioners import Instance, service_and_owner
 
 SAVE_EVERY: Final = 10.0  # s
 
@@ -39,6 +41,7 @@ class Ledger:
         self._dirty: dict[tuple[str, int], Entry] = {}
         self._urgent = False
         self._closed: dict[str, Sums] = {}
+        self._last: dict[str, tuple[int, float]] = {}  # of closed entries: part and end, by replica
         for entry in table.ledger(closed=True):
             self._add(entry)
 
@@ -69,10 +72,12 @@ class Ledger:
         *,
         listed: Collection[str] | None,
         busy: Collection[str] = (),
+        strays: Mapping[str, Instance] = MappingProxyType({}),
     ) -> dict[str, float]:
         """Account the time since the last call; returns the dollars by service.
 
         `listed`: ids of the machines there are, None = not known. `busy`: ids with something in flight.
+        `strays`: machines of ours that no row knows, until they are gone.
         """
         added: dict[str, float] = {}
         rows = {r.id: r for r in replicas}
@@ -89,18 +94,14 @@ class Ledger:
                 self._awaited.discard(r.id)
                 entry = replace(entry, begun=now, until=now)
             entry = _grown(entry, now, ready=known and r.state is State.READY, busy=r.id in busy)
-            entry = _placed(entry, r)
-            dollars = entry.dollars - (before.dollars if before else 0.0)
-            if r.hourly_cost is not None and r.hourly_cost != entry.price:
-                if entry.price is None:  # learned late: it counts from the beginning
-                    entry = replace(entry, price=r.hourly_cost, dollars=r.hourly_cost * entry.hours)
-                    dollars = entry.dollars
-                else:
-                    entry = self._next_part(entry, r.hourly_cost)
-            self._put(entry)
-            self._urgent = self._urgent or before is None
+            dollars = self._count(before, _placed(entry, r), r.hourly_cost)
             added[r.service] = added.get(r.service, 0.0) + dollars
-        for id in [id for id in self._open if id not in rows or _over(rows[id])]:
+        for machine in strays.values():
+            before = self._open.get(machine.id)
+            entry = _grown(before or self._stray(machine, now), now, ready=False, busy=False)
+            dollars = self._count(before, entry, machine.hourly_cost)
+            added[entry.service] = added.get(entry.service, 0.0) + dollars
+        for id in [id for id in self._open if (id not in rows or _over(rows[id])) and id not in strays]:
             self._close(id)
         return {service: dollars for service, dollars in added.items() if dollars}
 
@@ -125,6 +126,27 @@ class Ledger:
 
     # ------------------------------------------------------------ changes
 
+    def _count(self, before: Entry | None, entry: Entry, price: float | None) -> float:
+        """Take the entry on, at this price from now on; returns the dollars that it has more than before."""
+        dollars = entry.dollars - (before.dollars if before else 0.0)
+        if price is not None and price != entry.price:
+            if entry.price is None:  # learned late: it counts from the beginning
+                entry = replace(entry, price=price, dollars=price * entry.hours)
+                dollars = entry.dollars
+            else:
+                entry = self._next_part(entry, price)
+        self._put(entry)
+        self._urgent = self._urgent or before is None
+        return dollars
+
+    def _stray(self, machine: Instance, now: float) -> Entry:
+        """It has cost money since its last entry was closed, or, if it never had any, since its launch."""
+        part, until = self._last.get(machine.id, (0, machine.launched_at or now))
+        service, _ = service_and_owner(machine.id) or (machine.id, "")
+        begun = min(until, now)
+        place: dict[str, Any] = {"region": machine.region, "spot": machine.spot}
+        return Entry(machine.id, service, begun, begun, part + 1, **place)
+
     def _put(self, entry: Entry) -> None:
         self._open[entry.replica] = entry
         self._dirty[entry.replica, entry.part] = entry
@@ -148,6 +170,8 @@ class Ledger:
 
     def _add(self, entry: Entry) -> None:
         self._closed[entry.service] = self._closed.get(entry.service, Sums()) + Sums.of(entry)
+        part, until = self._last.get(entry.replica, (0, 0.0))
+        self._last[entry.replica] = max(part, entry.part), max(until, entry.until)
 
 
 def _over(r: Replica) -> bool:

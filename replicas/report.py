@@ -183,4 +183,5 @@ def _replica(fleet: Fleet, r: Replica, loads: LoadPoller, now: float) -> dict[st
         "reason": r.reason,
         "failure": r.failure,
         "kept_until": fleet.kept_until(r),
+        "end_failures": fleet.tries.get(r.id, 0),
     }

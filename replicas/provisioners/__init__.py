@@ -1,4 +1,4 @@
-"""Where replicas come from: one Protocol of three idempotent verbs, and what they speak in.
+"""Where replicas come from: one Protocol of three idempotent verbs, and what they speak in. PURE.
 
 `local` runs replicas as processes of this machine, `static` hands out servers that somebody else runs,
 `skypilot` launches clusters. One conformance suite (tests/replicas/provisioners/) holds for all of them.

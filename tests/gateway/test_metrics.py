@@ -31,6 +31,8 @@ PROMISED = {
     "gateway_tokens_total": {"service", "direction"},
     "gateway_replica_cost_dollars_per_hour": {"service", "replica"},
     "gateway_cost_dollars_total": {"service"},
+    "gateway_strays": {"service"},
+    "gateway_ends_failing": {"service"},
     "gateway_decisions_total": {"service", "reason"},
 }
 
@@ -76,6 +78,15 @@ def test_hold_and_cold_start_buckets_reach_ninety_minutes() -> None:
         assert list(buckets) == sorted(buckets)
 
 
+def test_machines_that_bill_for_nothing_are_counted_by_their_service() -> None:
+    stray = {"id": "old-gw-0a1b2c3d-7", "service": "old", "tries": 3}
+    more = {"strays": [stray, {**stray, "tries": 0}]}
+    registry = metrics.build_registry(None, lambda: {**status(), **more})
+    assert value(registry, "gateway_strays", service="old") == 2
+    assert value(registry, "gateway_ends_failing", service="old") == 1
+    assert value(registry, "gateway_ends_failing", service="svc") == 0
+
+
 def test_one_request_counts_once_in_each_family_it_touches() -> None:
     counts = metrics.ServiceMetrics("one")
     counts.request_ended("chat", 200, "complete", 30.5, 20.25, 20.0, 11, 29)
@@ -108,6 +119,7 @@ def test_levels_and_dollars_come_from_the_status_at_scrape_time() -> None:
     assert value(registry, "gateway_cost_dollars_total", service="svc") == 12.25
     assert value(registry, "gateway_replicas", service="svc", state="ready") == 1
     assert value(registry, "gateway_replicas", service="svc", state="starting") == 0
+    assert value(registry, "gateway_strays", service="svc") == 0
 
 
 def test_a_replica_without_price_or_depth_has_no_such_sample() -> None:
