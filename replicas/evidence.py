@@ -65,8 +65,8 @@ class Lookout:
 
     Mutable: the last answer and its number, which grows with each look begun: a look that began before a
     replica was launched says nothing about that replica. And when each replica that does not answer was last
-    asked about afresh. `others`: what is not ours and looks as if it were these services'; nothing is concluded
-    from it.
+    asked about afresh. `others`: what is not ours and looks as if it were these services'; nothing is
+    concluded from it.
     """
 
     def __init__(self, provisioner: Provisioner, every: float, services: Collection[str] = ()) -> None:
@@ -116,7 +116,8 @@ class Lookout:
         finally:
             self.number = number
         try:
-            self.others = await self._provisioner.others(self._services)
+            async with asyncio.timeout(LOOK_MOST):
+                self.others = await self._provisioner.others(self._services)
         except Exception:  # only shown
             log.debug("what is not ours could not be told", exc_info=True)
         finally:
