@@ -1,28 +1,15 @@
-"""What the provisioner asks of SkyPilot about one cluster, and how it launches and downs one."""
+"""What the provisioner asks of SkyPilot about one cluster, and how it brings one down."""
 from __future__ import annotations
 
 import contextlib
 from typing import TYPE_CHECKING, Any
 
 from replicas.provisioners import Other
-from replicas.provisioners.sky_errors import is_away
 
 if TYPE_CHECKING:
     from replicas.provisioners.sdk import Sky
 
-AUTODOWN_IDLE_MINUTES = 30   # from the end of `run` (a crash) to SkyPilot's own teardown, should we be dead
 _ACTIVE = ("PENDING", "WAITING", "RUNNING")   # sky.server.requests.requests.RequestStatus, unfinished
-
-
-def launch(sky: Sky, replica_id: str, task: Any) -> str:
-    """Submit one round over all candidates of the task; the id of the request."""
-    return sky.launch(
-        task,
-        cluster_name=replica_id,
-        retry_until_up=False,
-        idle_minutes_to_autostop=AUTODOWN_IDLE_MINUTES,
-        down=True,
-    )
 
 
 def launches(sky: Sky, replica_id: str) -> list[str]:
@@ -45,19 +32,6 @@ def listed(sky: Sky, replica_id: str) -> list[Any]:
 def was_up(cluster: Any) -> bool:
     """Whether its machines were ever all there; what follows at once is the submission of `run`."""
     return cluster.status.value != "INIT" or bool(cluster.cluster_ever_up)
-
-
-def has_job(sky: Sky, replica_id: str) -> bool:
-    """Whether `run` was submitted. A cluster on which SkyPilot's own set-up failed cannot even be asked.
-
-    Raises what the API server being away raises: nothing is known then, and `run` must not start twice.
-    """
-    try:
-        return bool(sky.get(sky.queue(replica_id)))
-    except Exception as error:
-        if is_away(sky.exceptions, error):
-            raise
-        return False
 
 
 def down(sky: Sky, replica_id: str) -> bool:

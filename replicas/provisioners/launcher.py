@@ -18,6 +18,7 @@ launcher: it ignores the signals that end a replica and ends when the last write
 """
 from __future__ import annotations
 
+import _thread
 import contextlib
 import json
 import os
@@ -68,7 +69,7 @@ def _started_by_ps(pid: int) -> str | None:
 
 def write_atomically(path: str, value: dict[str, Any]) -> None:
     """The whole file or none of it, readable by us alone, on disk when this returns."""
-    part = f"{path}.{os.getpid()}"
+    part = f"{path}.{os.getpid()}.{_thread.get_ident()}"
     with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         json.dump(value, file)
         file.flush()

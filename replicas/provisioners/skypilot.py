@@ -6,7 +6,7 @@ call runs in a thread of its own (threads.py).
 What SkyPilot 0.14.1 does and a reader would not expect:
 * A launch is executed by the API server and outlives us. Cancelling it ends its worker, never its machines:
   only `down` does, and the cluster is gone when `status` no longer lists it.
-* Launching an existing name submits `run` a second time, onto the same port. So: look first, launch once.
+* Launching an existing name submits `run` a second time, onto the same port: see launching.py.
 * `retry_until_up` retries for ever, with no reasons and no deadline. We try once; the controller tries again.
 * Slurm opens no ports and refuses a task that names some, although its nodes can be reached: so ask again
   without, and dial the head node by its own address (attendant.py).
@@ -14,10 +14,9 @@ What SkyPilot 0.14.1 does and a reader would not expect:
 """
 from __future__ import annotations
 
-import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,20 +31,20 @@ from replicas.provisioners import (
     TerminateError,
     clusters,
     concerns,
+    deadman,
     folder,
-    launcher,
     owned_by,
 )
+from replicas.provisioners.api_server import ApiServer, ServerTrouble
 from replicas.provisioners.attendant import Attendant
+from replicas.provisioners.deadman import DeadMan
+from replicas.provisioners.launching import ATTEMPT_SECONDS, Launching
 from replicas.provisioners.sdk import Sky, import_sky
-from replicas.provisioners.sky_errors import cannot_open_ports, is_other_hardware, launch_error, reason
-from replicas.provisioners.task import build_task
+from replicas.provisioners.sky_errors import reason
 from replicas.provisioners.threads import in_thread
 
 if TYPE_CHECKING:
     from replicas.spec import Service
-
-log = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 20.0   # so a preemption is noticed within this, plus a tick
 DOWN_SECONDS = 600.0     # from the first `down` to giving up for now
@@ -61,22 +60,24 @@ class SkyPilotProvisioner:
         owner: str,
         *,
         sky: Callable[[], Sky] = import_sky,
+        server: ApiServer | None = None,
+        dead_man: float = deadman.LIMIT,
+        attempt: float = ATTEMPT_SECONDS,
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        """`dead_man`, `attempt`: seconds, see deadman.py and launching.py. `wall`: unix seconds."""
         self._root = Path(state_dir).resolve() / "replicas"
         self._owner = owner
         self._make_sky = sky
+        self._server = server or ApiServer(clock=clock)
         self._clock = clock
         self._sleep = sleep
         self._importing = threading.Lock()
         self._sky: Sky | None = None
-        # Mutable under the lock of the id, which a launch keeps until it is submitted (with file mounts:
-        # minutes), so that none can follow its terminate.
-        self._locks: dict[str, threading.Lock] = {}
-        self._terminated: set[str] = set()
-        self._broken: set[str] = set()   # their last launch failed: a refresh may call what it left UP
-        self._launching: dict[str, folder.Output] = {}
+        self._timers = DeadMan(self._root, dead_man, clock=wall)
+        self._launching = Launching(self._root, owner, self._timers, limit=attempt, clock=clock, wall=wall)
         # Mutable by `instances` alone, one at a time.
         self._looking = threading.Lock()
         self._refreshed = float("-inf")
@@ -84,7 +85,7 @@ class SkyPilotProvisioner:
         self._attendants: dict[str, Attendant] = {}
 
     def __repr__(self) -> str:
-        return f"<SkyPilotProvisioner owner={self._owner} launching={len(self._launching)}>"
+        return f"<SkyPilotProvisioner owner={self._owner} {self._launching!r}>"
 
     async def launch(
         self, replica_id: str, service: Service, env: Mapping[str, str], plan: Plan = YAML_DECIDES
@@ -108,91 +109,57 @@ class SkyPilotProvisioner:
     async def close(self) -> None:
         """See Provisioner. Threads that wait for SkyPilot end with the process."""
 
-    def _sdk(self) -> Sky:
+    def dead_man(self, replica_id: str) -> float | None:
+        """Unix seconds when the replica ends itself unless we go on; None: it does not."""
+        return self._timers.acts_at(replica_id)
+
+    @property
+    def says(self) -> str:
+        """One line for people: where replicas come from, or why none can for now (`trouble`)."""
+        return self._server.says
+
+    @property
+    def trouble(self) -> bool:
+        return self._server.trouble
+
+    def _sdk(self, *, ending: bool = False) -> Sky:
+        """SkyPilot, its API server found or started. Raises ServerTrouble; `ending` needs less of it."""
         with self._importing:
             if self._sky is None:
                 self._sky = self._make_sky()
-            return self._sky
-
-    def _lock(self, replica_id: str) -> threading.Lock:
-        return self._locks.setdefault(replica_id, threading.Lock())
+        try:
+            self._server.check(self._sky)
+        except ServerTrouble as trouble:
+            if not (ending and trouble.answers):
+                raise
+        return self._sky
 
     def _launch(self, replica_id: str, service: Service, env: Mapping[str, str], plan: Plan) -> None:
         if not owned_by(replica_id, self._owner):
             raise LaunchError(f"{replica_id} is not a name of this gateway (owner {self._owner})")
-        sky = self._sdk()
-        directory = self._root / replica_id
         try:
-            with self._lock(replica_id):
-                request = self._submit(sky, replica_id, directory, service, env, plan)
-                if request is None:
-                    return
-                self._launching[replica_id] = folder.Output(directory)
-            try:
-                with open(directory / launcher.LOG, "a", opener=folder.private) as out:
-                    sky.stream_and_get(request, output_stream=out)
-            finally:
-                del self._launching[replica_id]
-            self._broken.discard(replica_id)
-        except LaunchError:
-            raise
-        except Exception as error:
-            self._broken.add(replica_id)
-            if is_other_hardware(sky.exceptions, error):
-                _forget_plan(directory)
-            raise launch_error(sky.exceptions, error) from error
-
-    def _submit(
-        self,
-        sky: Sky,
-        replica_id: str,
-        directory: Path,
-        service: Service,
-        env: Mapping[str, str],
-        plan: Plan,
-    ) -> str | None:
-        """The id of the launch request, ours or one that is under way; None when there is nothing to do."""
-        if replica_id in self._terminated:
-            raise LaunchError(f"{replica_id} was terminated before it was launched", permanent=False)
-        if replica_id in self._launching:
-            return None
-        under_way = clusters.launches(sky, replica_id)
-        up = any(map(clusters.was_up, clusters.listed(sky, replica_id)))
-        broken = replica_id in self._broken and not clusters.has_job(sky, replica_id)
-        if up and not under_way and not broken:
-            return None   # its `run` was submitted: never a second time
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not under_way and _on_another_plan(directory, plan) and not clusters.down(sky, replica_id):
-            raise LaunchError(f"{replica_id}: what it left on its last plan is not gone yet", permanent=False)
-        facts = {"port": service.port, "spec_hash": service.hash, "plan": plan.name}
-        launcher.write_atomically(str(directory / launcher.RECORD), facts)
-        if under_way:   # by a gateway that has died since: it goes on in the API server
-            return under_way[0]
-        try:   # anew, or on with what a failed launch left
-            return clusters.launch(sky, replica_id, build_task(sky, service, env, plan))
-        except Exception as error:
-            if not cannot_open_ports(sky.exceptions, error):
-                raise
-            log.info("%s: %s; launched without `resources.ports`", replica_id, reason(error))
-            return clusters.launch(sky, replica_id, build_task(sky, service, env, plan, ports=False))
+            sky = self._sdk()
+        except ServerTrouble as trouble:
+            raise LaunchError(str(trouble), permanent=False) from trouble
+        self._launching.launch(sky, replica_id, service, env, plan)
 
     def _terminate(self, replica_id: str) -> None:
         if not owned_by(replica_id, self._owner):
             return
-        with self._lock(replica_id):
-            self._terminated.add(replica_id)
-        sky = self._sdk()
+        settled = self._launching.end(replica_id)
         deadline = self._clock() + DOWN_SECONDS
         why = "it is still listed"
         while True:
             try:
-                if clusters.down(sky, replica_id):
+                if clusters.down(self._sdk(ending=True), replica_id) and settled:
                     break
             except Exception as error:
                 why = reason(error)
             if self._clock() >= deadline:
                 raise TerminateError(f"{replica_id} is not verified gone: {why}")
+            settled = settled or self._launching.end(replica_id)
             self._sleep(DOWN_PAUSE_SECONDS)
+        self._timers.forget(replica_id)
         folder.forget(self._root / replica_id)
 
     def _instances(self, fresh: Collection[str]) -> dict[str, Instance]:
@@ -200,6 +167,10 @@ class SkyPilotProvisioner:
             try:
                 sky = self._sdk()
                 ours = self._clusters(sky, fresh)
+            except ServerTrouble as trouble:
+                if trouble.answers and self._sky is not None:
+                    self._arm(self._sky, self._timers.known())
+                raise InstancesUnknown(str(trouble)) from trouble
             except Exception as error:
                 raise InstancesUnknown(f"SkyPilot does not say what exists: {reason(error)}") from error
             found = {name: self._placed(sky, cluster) for name, cluster in ours.items()}
@@ -207,10 +178,15 @@ class SkyPilotProvisioner:
                 self._attendants.pop(name).stop()
             for name in self._attendants.keys() & set(fresh):
                 self._attendants[name].find_again()
-            for name, output in list(self._launching.items()):   # there is none to list in the first seconds
+            self._arm(sky, [name for name, cluster in ours.items() if cluster.status.value == "UP"])
+            for name, output in list(self._launching.under_way.items()):   # not listed in the first seconds
                 if name not in found:
                     found[name] = _launching(name, output, None)
             return found
+
+    def _arm(self, sky: Sky, names: Iterable[str]) -> None:
+        busy = {*self._launching.under_way, *self._launching.terminated}
+        self._timers.keep(sky, [name for name in names if self._ours(name) and name not in busy])
 
     def _clusters(self, sky: Sky, fresh: Collection[str]) -> dict[str, Any]:
         """Our clusters by name; every REFRESH_SECONDS, and `fresh` ones now, as the clouds see them."""
@@ -238,8 +214,8 @@ class SkyPilotProvisioner:
         name: str = cluster.name
         price = clusters.hourly_cost(cluster)
         status = cluster.status.value
-        if name in self._launching or (status == "INIT" and cluster.init_kind != "unhealthy"):
-            return _launching(name, self._launching.get(name), price)
+        if name in self._launching.under_way or (status == "INIT" and cluster.init_kind != "unhealthy"):
+            return _launching(name, self._launching.under_way.get(name), price)
         if status != "UP":
             why = cluster.init_status_reason or cluster.last_event or "lost, preempted or stopped"
             return Instance(name, alive=False, hourly_cost=price, detail=f"SkyPilot says {status}: {why}")
@@ -258,18 +234,6 @@ class SkyPilotProvisioner:
             progress=phases.progress,
             hourly_cost=price,
         )
-
-
-def _on_another_plan(directory: Path, plan: Plan) -> bool:
-    """Whether an earlier attempt asked for other hardware: SkyPilot refuses to go on with its remains."""
-    record = folder.record(directory)
-    return record is not None and record.get("plan", plan.name) != plan.name
-
-
-def _forget_plan(directory: Path) -> None:
-    """What is there fits no plan: the next attempt ends it first, whatever it asks for."""
-    facts = folder.record(directory) or {}
-    launcher.write_atomically(str(directory / launcher.RECORD), facts | {"plan": None})
 
 
 def _launching(name: str, output: folder.Output | None, price: float | None) -> Instance:

@@ -1,10 +1,13 @@
-"""Blocking work beside the event loop."""
+"""Blocking work beside the event loop, in daemon threads."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -33,3 +36,15 @@ async def in_thread(work: Callable[[], T]) -> T:
 
     threading.Thread(target=run, name="skypilot", daemon=True).start()
     return await future
+
+
+def spawn(work: Callable[[], object], name: str) -> None:
+    """Begin blocking work whose end nobody waits for; what it raises is logged."""
+
+    def run() -> None:
+        try:
+            work()
+        except Exception as error:
+            log.info("%s: %s", name, error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()

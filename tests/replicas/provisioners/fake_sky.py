@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+from .fake_server import VERSION, FakeServer
 from .sky_exceptions import real_exceptions
 
 
@@ -16,6 +17,12 @@ class Mode(enum.Enum):
     NONE = "none"
     AUTO = "auto"
     FORCE = "force"
+
+
+class WaitFor(enum.Enum):
+    """sky.skylet.autostop_lib.AutostopWaitFor"""
+
+    NONE = "none"
 
 
 @dataclass
@@ -81,6 +88,8 @@ class FakeSky:
     """
 
     StatusRefreshMode = Mode
+    __version__ = VERSION
+    skylet = SimpleNamespace(autostop_lib=SimpleNamespace(AutostopWaitFor=WaitFor))
 
     def __init__(self) -> None:
         self.exceptions: Any = real_exceptions()
@@ -107,6 +116,10 @@ class FakeSky:
         self.down_does_nothing = 0
         self.status_fails: Exception | None = None
         self.api_down = False
+        self.server = SimpleNamespace(common=FakeServer(lambda: not self.api_down))
+        self.armed: list[tuple[str, int, WaitFor, bool]] = []   # the arguments of each autostop
+        self.autostop_fails: list[Exception] = []
+        self.refuses_labels: Exception | None = None
         self.exposed: dict[int, str] = {30000: "10.0.0.5:30000"}
         self.printed = "Fetching 4 files:  50%|##   | 2/4\n"
         self.run_ended: dict[str, int] = {}
@@ -228,6 +241,8 @@ class FakeSky:
             raise self.submit_fails.pop(0)
         if self.refuses_ports and "ports" in str(task["resources"]):
             raise self.refuses_ports
+        if self.refuses_labels and "labels" in task["resources"]:
+            raise self.refuses_labels
         name = arguments["cluster_name"]
         with self._lock:
             self.launched.append(arguments)
@@ -289,6 +304,11 @@ class FakeSky:
                 self.clusters.pop(name, None)
             elif name in self.clusters:
                 self.clusters[name].become(*now)
+
+    def autostop(self, cluster_name: str, idle_minutes: int, *, wait_for: WaitFor, down: bool) -> str:
+        self._reach()
+        self.armed.append((cluster_name, idle_minutes, wait_for, down))
+        return self._request(self.autostop_fails.pop(0) if self.autostop_fails else None)
 
     def endpoints(self, cluster: str) -> str:
         self._reach()

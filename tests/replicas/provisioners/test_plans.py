@@ -28,7 +28,8 @@ async def test_skypilot_is_asked_for_the_plans_hardware(
     await skypilot().launch(ID, tiny, {}, SPOT)
     (task,) = fake_sky.tasks
     assert task["config"]["num_nodes"] == 2
-    assert task["config"]["resources"] == {
+    resources = {name: value for name, value in task["config"]["resources"].items() if name != "labels"}
+    assert resources == {
         "ports": 30000, "accelerators": "H100:8", "use_spot": True, "infra": "aws", "max_hourly_cost": 30.0
     }  # fmt: skip
     assert tiny.task["resources"] == {"ports": 30000}  # the next plan begins with the YAML again

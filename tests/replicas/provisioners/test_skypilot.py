@@ -14,6 +14,8 @@ from replicas.provisioners.attendant import base_url, internal_url
 from replicas.provisioners.skypilot import REFRESH_SECONDS, SkyPilotProvisioner
 from replicas.spec import Service
 
+from .fake_sky import WaitFor
+
 ID = "tiny-gw-0badcafe-1"
 
 Build = Callable[..., Service]
@@ -21,13 +23,12 @@ SkyPilot = Callable[..., SkyPilotProvisioner]
 Eventually = Callable[[Callable[[], Awaitable[object]]], Awaitable[None]]
 
 
-async def test_a_launch_is_one_round_with_autodown_under_the_replicas_name(
+async def test_a_launch_is_one_round_with_a_dead_mans_timer_under_the_replicas_name(
     skypilot: SkyPilot, fake_sky: Any, service: Build
 ) -> None:
     await skypilot().launch(ID, service(), {})
-    assert fake_sky.launched == [
-        {"cluster_name": ID, "retry_until_up": False, "idle_minutes_to_autostop": 30, "down": True}
-    ]
+    timer = {"idle_minutes_to_autostop": 120, "wait_for": WaitFor.NONE, "down": True}
+    assert fake_sky.launched == [{"cluster_name": ID, "retry_until_up": False, **timer}]
 
 
 async def test_skypilot_gets_the_task_without_its_service_and_the_key_as_a_secret(
