@@ -216,13 +216,19 @@ class World:
         self.table.close()
         self.text = yaml or self.text
         self.settings = replace(self.settings, **settings)
-        self.table = Table(self.state_dir / "state.db")
+        self.table = self.open_table()
         self.control = FakeControl()
         self.prober = FakeProber(self.clock)
         self.loads = FakeLoads()
         self.observer = FakeObserver()
         self.service = parse(self.text, "r1.yaml")
-        self.controller = Controller(
+        self.controller = self.make_controller()
+
+    def open_table(self) -> Table:
+        return Table(self.state_dir / "state.db")
+
+    def make_controller(self) -> Controller:
+        return Controller(
             [self.service, *self.others],
             self.provisioner,
             self.table,

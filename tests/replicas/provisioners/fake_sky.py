@@ -121,6 +121,7 @@ class FakeSky:
         self.autostop_fails: list[Exception] = []
         self.refuses_labels: Exception | None = None
         self.exposed: dict[int, str] = {30000: "10.0.0.5:30000"}
+        self.endpoints_fail: Exception | None = None
         self.printed = "Fetching 4 files:  50%|##   | 2/4\n"
         self.run_ended: dict[str, int] = {}
         self.tailed: set[str] = set()                 # clusters whose output is being followed
@@ -178,7 +179,8 @@ class FakeSky:
             self.results.clear()
 
     @contextmanager
-    def _holding(self, waits: Callable[[], bool]) -> Iterator[None]:
+    def holding(self, waits: Callable[[], bool]) -> Iterator[None]:
+        """This thread waits for the test for as long as that is true."""
         self._held.append(waits)
         try:
             yield
@@ -234,7 +236,7 @@ class FakeSky:
 
     def launch(self, task: Any, **arguments: Any) -> str:
         self._reach()
-        with self._holding(lambda: not self.submitting.is_set()):
+        with self.holding(lambda: not self.submitting.is_set()):
             self.submitting.wait(10)
         self._reach()
         if self.submit_fails:
@@ -264,7 +266,7 @@ class FakeSky:
         def waits() -> bool:
             return not self.may_finish.is_set() and request.status == "RUNNING" and not self.api_down
 
-        with self._holding(waits):
+        with self.holding(waits):
             while waits():
                 self.may_finish.wait(0.005)
         if request.status == "LOST":
@@ -316,6 +318,8 @@ class FakeSky:
         if found is None or found.status.value != "UP":
             status = None if found is None else found.status
             return self._request(self.exceptions.ClusterNotUpError(f"{cluster} is not up", status))
+        if self.endpoints_fail:
+            return self._request(self.endpoints_fail)
         if self.refuses_ports:
             error = ValueError(f"Querying endpoints is not supported for {cluster!r} on Slurm.")
             return self._request(error)
