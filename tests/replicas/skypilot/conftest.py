@@ -1,7 +1,7 @@
-"""The real controller over the real SkyPilotProvisioner, over a SkyPilot in memory: a gateway that can be killed.
+"""The real controller over the real SkyPilotProvisioner, over a SkyPilot in memory; the gateway can be killed.
 
-Time is set by hand. A step lets every thread go on until it has ended or waits for something that the test has
-not done yet (a launch that may not finish, a sleep), so that nothing depends on how busy this machine is.
+Time is set by hand. A step lets every thread go on until it has ended or waits for something that the test
+has not done yet (a launch that may not finish, a sleep): nothing depends on how busy this machine is.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Killed(BaseException):
 
 
 class Life:
-    """One run of the gateway. It ends at its n-th touch of the world, counted before and after each effect."""
+    """One run of the gateway. It ends at its n-th touch of the world: before or after an effect."""
 
     def __init__(self, at: int | None = None) -> None:
         self.touches: list[str] = []
@@ -121,7 +121,7 @@ class SimClock(FakeClock):
 
 
 class SkyWorld(World):
-    """A World whose machines are SkyPilot's. `mute`: ids that answer no probe; `network`: whether packets pass."""
+    """A World whose machines are SkyPilot's. `mute`: ids that answer no probe; `network`: do packets pass."""
 
     def __init__(self, state_dir: Path) -> None:
         self.sky = FakeSky()

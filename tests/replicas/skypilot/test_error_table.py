@@ -85,7 +85,7 @@ async def test_nothing_feasible_ends_the_holds_at_once(world: Any) -> None:
 
 async def test_a_quota_of_zero_everywhere_ends_the_holds_at_once(world: Any) -> None:
     none = [
-        world.sky.unavailable(f"Found no quota for p5.48xlarge on-demand instances in region {region} in AWS.")
+        world.sky.unavailable(f"Found no quota for p5.48xlarge spot instances in region {region} in AWS.")
         for region in ("us-east-1", "us-west-2")
     ]
     world.sky.launch_fails = [world.sky.unavailable("Failed to provision all possible resources", none)]
@@ -185,7 +185,9 @@ async def test_trouble_with_the_api_server_repeats_the_launch_and_touches_nothin
 
 
 @pytest.mark.parametrize("name", AWAY)
-async def test_a_list_that_cannot_be_had_ends_and_launches_nothing(world: Any, name: str, caplog: Any) -> None:
+async def test_a_list_that_cannot_be_had_ends_and_launches_nothing(
+    world: Any, name: str, caplog: Any
+) -> None:
     (one,) = await world.ready()
     world.sky.status_fails = make(world, name)
     await world.steps(30, 10.0)
