@@ -1,4 +1,4 @@
-"""The real controller over the real SkyPilotProvisioner, over a SkyPilot in memory; the gateway can be killed.
+"""The real controller over the real SkyPilotProvisioner, over a SkyPilot in memory; a gateway to be killed.
 
 Time is set by hand. A step lets every thread go on until it has ended or waits for something that the test
 has not done yet (a launch that may not finish, a sleep): nothing depends on how busy this machine is.
