@@ -189,7 +189,8 @@ class SkyWorld(World):
             if sky.api_down or sky.endpoints_fail or not sky.exposed:
                 return
             threads = {t.name for t in threading.enumerate() if isinstance(t, Attendant)}
-            waits = {name for name, c in sky.clusters.items() if c.status.value == "UP"} - sky.tailed
+            up = {name for name, c in sky.clusters.items() if c.status.value == "UP"}
+            waits = up - (sky.tailed - sky.run_ended.keys())
             if not any(thread.endswith(name) for thread in threads for name in waits):
                 return
             await asyncio.sleep(0.0005)
