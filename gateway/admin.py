@@ -29,6 +29,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.logs import follow, known_replicas, log_file, tail
 from gateway.settings import is_loopback
+from gateway.statedir import read_address
 from replicas.board import SLOTS
 
 log = logging.getLogger("gateway.admin")
@@ -73,7 +74,8 @@ class Admin:
     """The endpoints. Mutable: `_down`, the one running `gateway down`, and how it went.
 
     `about`: constant facts of this gateway for the status. `ended` is set when down has finished: the process
-    exits then and its supervisor ends the gateway. `stopping` ends open event and log streams.
+    exits then and its supervisor ends the gateway. `stopping` ends open event and log streams. `restart` asks
+    the supervisor for one; how it goes is in the state dir.
     """
 
     def __init__(
@@ -82,8 +84,11 @@ class Admin:
         state_dir: Path,
         registry: Callable[[Callable[[], Mapping[str, Any]]], CollectorRegistry],
         about: Mapping[str, Any],
+        *,
+        restart: Callable[[], None] = lambda: None,
     ) -> None:
         self._controller = controller
+        self._restart = restart
         self._state_dir = state_dir
         self._registry = registry
         self._about = dict(about)
@@ -102,6 +107,7 @@ class Admin:
             Route("/admin/services/{name}/limits", self.put_limits, methods=["PUT"]),
             Route("/admin/services/{name}/retry", self.post_retry, methods=["POST"]),
             Route("/admin/down", self.post_down, methods=["POST"]),
+            Route("/admin/restart", self.post_restart, methods=["POST"]),
             Route("/admin/events", self.get_events),
             Route("/admin/replicas", self.get_replicas),
             Route("/admin/replicas/{id}/logs", self.get_logs),
@@ -115,7 +121,9 @@ class Admin:
         down = None
         if self._down is not None:
             down = {"done": self.ended.is_set(), "error": self._down_error or None}
-        return {**self._controller.status(), "gateway": {**self._about, "down": down}}
+        restart = (read_address(self._state_dir) or {}).get("restart")
+        gateway = {**self._about, "down": down, "restart": restart}
+        return {**self._controller.status(), "gateway": gateway}
 
     async def page(self, request: Request) -> Response:
         return HTMLResponse(Path(__file__).with_name("page.html").read_text(), headers=PAGE_HEADERS)
@@ -218,6 +226,13 @@ class Admin:
             self._down_error = ""
             self._down = asyncio.create_task(self._end_replicas())
         return JSONResponse(self.status(), status_code=202)
+
+    async def post_restart(self, request: Request) -> Response:
+        """New processes one by one, this one first; 202 at once, the status of the next one tells how it
+        goes."""
+        before = self.status()
+        self._restart()
+        return JSONResponse(before, status_code=202)
 
     async def _end_replicas(self) -> None:
         try:

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
@@ -25,7 +25,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from gateway import openai
-from gateway.child import exit_with_supervisor, read_child
+from gateway.child import RETIRE, Child, exit_with_supervisor, read_child
 from gateway.errors import GatewayError, InternalError, ModelNotFound, UnknownPath
 from gateway.protocol import GatewayProtocol
 from gateway.upstreams import Upstreams
@@ -138,18 +138,37 @@ def _error(error: GatewayError) -> Response:
 
 class Server(uvicorn.Server):
     """uvicorn with our order of stopping: first end what is held, then stop accepting, then let streams
-    drain."""
+    drain. `serves` is called once connections are accepted."""
 
-    def __init__(self, config: uvicorn.Config, worker: Worker) -> None:
+    def __init__(
+        self, config: uvicorn.Config, worker: Worker, serves: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__(config)
         self._worker = worker
+        self._serves = serves
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._serves()
 
     def stop(self) -> None:
         """Stop; a second time, without waiting for the streams."""
-        if self.should_exit:
+        if self._worker.stopping:
             self.force_exit = True
+        elif self.should_exit:  # it retires, with another limit
+            asyncio.get_running_loop().call_later(self._worker.settings.drain_timeout, self._cut)
         self._worker.stop()
         self.should_exit = True
+
+    def retire(self) -> None:
+        """Another process has taken over: accept nothing more, but go on with all that is here, held requests
+        too, for up to `--drain-limit`."""
+        self.config.timeout_graceful_shutdown = max(1, round(self._worker.settings.drain_limit))
+        self.should_exit = True
+
+    def _cut(self) -> None:
+        for task in self.server_state.tasks:
+            task.cancel()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -158,10 +177,11 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in _STOP_SIGNALS:
             loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(RETIRE, self.retire)
         try:
             yield
         finally:
-            for number in _STOP_SIGNALS:
+            for number in (*_STOP_SIGNALS, RETIRE):
                 loop.remove_signal_handler(number)
 
 
@@ -186,11 +206,13 @@ def config(app: App, *, drain_seconds: float, log_level: str) -> uvicorn.Config:
     )
 
 
-async def serve(worker: Worker, sock: socket.socket) -> None:
+async def serve(worker: Worker, sock: socket.socket, serves: Callable[[], None]) -> None:
     """Serve on `sock` until SIGTERM."""
     settings = worker.settings
     server = Server(
-        config(App(worker), drain_seconds=settings.drain_timeout, log_level=settings.log_level), worker
+        config(App(worker), drain_seconds=settings.drain_timeout, log_level=settings.log_level),
+        worker,
+        serves,
     )
     starting = asyncio.create_task(worker.start())
     loop = asyncio.get_running_loop()
@@ -230,11 +252,11 @@ def main() -> None:
     sock = socket.socket(fileno=child.fd)
     sock.setblocking(False)
     with Board.open(settings.state_dir / "load.board") as board:
-        uvloop_run(_main(settings, child.index, board, sock))
+        uvloop_run(_main(child, board, sock))
 
 
-async def _main(settings: Any, index: int, board: Board, sock: socket.socket) -> None:
-    await serve(Worker(settings, index, board), sock)
+async def _main(child: Child, board: Board, sock: socket.socket) -> None:
+    await serve(Worker(child.settings, child.index, board), sock, child.serves)
 
 
 def uvloop_run(coroutine: Any) -> None:

@@ -19,7 +19,7 @@ import uvicorn
 
 from gateway import launching, metrics, statedir, transport
 from gateway.admin import Admin
-from gateway.child import EXIT_CONFIG, EXIT_DOWN, exit_with_supervisor, read_child
+from gateway.child import EXIT_CONFIG, EXIT_DOWN, RESTART, Child, exit_with_supervisor, read_child
 from gateway.launching import NO_VARIABLES, Variables
 from gateway.logs import tidy
 from gateway.settings import CONTROL_SOCKET, Settings, SettingsError
@@ -112,16 +112,26 @@ def controller_config(settings: Settings, known: Variables = NO_VARIABLES) -> Co
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its own signal handlers: stopping is ours to order."""
+    """uvicorn without its own signal handlers: stopping is ours to order. `serves` is called once it
+    accepts."""
+
+    def __init__(self, config: uvicorn.Config, serves: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._serves = serves
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._serves()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
 
-async def serve(settings: Settings, service: Service, listener: socket.socket, known: Variables) -> int:
+async def serve(child: Child, service: Service, listener: socket.socket, known: Variables) -> int:
     """Run the controller and its admin port until SIGTERM (0) or until `gateway down` has finished (64)."""
-    folder = settings.state_dir
+    settings, folder = child.settings, child.settings.state_dir
+    supervisor = os.getppid()
     controllers: list[Controller] = []  # the control socket is made first and pokes it later
 
     def poke(worker: int) -> None:
@@ -160,7 +170,8 @@ async def serve(settings: Settings, service: Service, listener: socket.socket, k
         stack.push_async_callback(control.close)
         registry = functools.partial(metrics.build_registry, os.environ.get("PROMETHEUS_MULTIPROC_DIR"))
         about = {"version": version(), "provisioner": settings.provisioner, "workers": settings.workers}
-        admin = Admin(controller, folder, registry, about)
+        restart = functools.partial(os.kill, supervisor, RESTART)
+        admin = Admin(controller, folder, registry, about, restart=restart)
         server = _Server(
             uvicorn.Config(
                 admin.app(settings.admin_key),
@@ -170,7 +181,8 @@ async def serve(settings: Settings, service: Service, listener: socket.socket, k
                 server_header=False,
                 ws="none",
                 timeout_graceful_shutdown=CLOSE_SECONDS,
-            )
+            ),
+            child.serves,
         )
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
@@ -213,7 +225,7 @@ def main() -> None:
     assert child.fd is not None
     with socket.socket(fileno=child.fd) as listener:
         try:
-            code = asyncio.run(serve(settings, service, listener, known))
+            code = asyncio.run(serve(child, service, listener, known))
         except (Elsewhere, TlsError, Unusable) as error:
             log.error("%s", error)
             code = EXIT_CONFIG

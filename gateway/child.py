@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +13,10 @@ from typing import Any
 from gateway.settings import Settings
 
 VARIABLE = "GATEWAY_CHILD"
+# To a worker whose successor serves: go on with what is open, accept nothing more, then leave.
+RETIRE = signal.SIGUSR1
+# To the supervisor: replace the controller, then each worker.
+RESTART = signal.SIGUSR2
 # A controller that finished `gateway down`: every replica is verified gone, and the supervisor ends all.
 EXIT_DOWN = 64
 # A child that can never work as configured (sysexits.h EX_CONFIG): the supervisor gives up, no retry.
@@ -22,13 +28,21 @@ EXIT_ORPHANED = 71
 @dataclass(frozen=True, slots=True)
 class Child:
     """`index`: worker number, 0 for the controller. `fd`: its listening socket. `alive_fd`: end of a pipe
-    whose other end only the supervisor has. `lock_fd`: the state dir's lock, open while this process is."""
+    whose other end only the supervisor has. `lock_fd`: the state dir's lock, open while this process is.
+    `ready_fd`: where the child says that it serves."""
 
     settings: Settings
     index: int
     fd: int | None
     alive_fd: int
     lock_fd: int
+    ready_fd: int | None = None
+
+    def serves(self) -> None:
+        """Tell the supervisor that this process serves now."""
+        if self.ready_fd is not None:
+            with contextlib.suppress(OSError):  # it is gone, or no longer waits for it
+                os.write(self.ready_fd, b"1")
 
     def to_env(self) -> str:
         return json.dumps(
@@ -38,6 +52,7 @@ class Child:
                 "fd": self.fd,
                 "alive_fd": self.alive_fd,
                 "lock_fd": self.lock_fd,
+                "ready_fd": self.ready_fd,
             }
         )
 
@@ -54,8 +69,9 @@ def read_child() -> Child:
         values["fd"],
         int(values["alive_fd"]),
         int(values["lock_fd"]),
+        values.get("ready_fd"),
     )
-    for fd in (child.fd, child.alive_fd, child.lock_fd):
+    for fd in (child.fd, child.alive_fd, child.lock_fd, child.ready_fd):
         if fd is not None:
             os.set_inheritable(fd, False)  # a replica must hold neither our port nor the lock
     return child

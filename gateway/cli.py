@@ -191,7 +191,15 @@ def check(file: str, as_json: bool, **values: Any) -> None:
         show(service_view(service, found))
 
 
-for command in (operate.status, operate.scale, operate.retry, operate.logs, cost.cost, operate.down):
+for command in (
+    operate.status,
+    operate.scale,
+    operate.retry,
+    operate.logs,
+    cost.cost,
+    operate.restart,
+    operate.down,
+):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 WATCH_SECONDS = 1.0
 DOWN_POLL_SECONDS = 0.5
+RESTART_POLL_SECONDS = 0.2
 # A controller that stops answering while it ends replicas is started again by its supervisor within this.
 DOWN_SILENCE_SECONDS = 20.0
 
@@ -217,6 +218,36 @@ def _down(client: AdminClient, folder: Path) -> None:
         if line and line != said:
             click.echo(line)
             said = line
+
+
+@click.command()
+@admin_options
+def restart(**where: str | None) -> None:
+    """Replace the gateway's processes one by one, without losing a request: after an update, say.
+
+    Options stay as they were given to `up`. Old workers leave when their last request has ended.
+    """
+    from gateway.client import BrokeOff, ClientError, NotRunning
+
+    with admin(**where) as client:
+        before = (client.call("POST", "/admin/restart")["gateway"].get("restart") or {}).get("number", 0)
+        heard = time.monotonic()
+        while True:
+            time.sleep(RESTART_POLL_SECONDS)
+            try:
+                now = client.status()["gateway"].get("restart") or {}
+            except (NotRunning, BrokeOff):  # between two controllers
+                if time.monotonic() - heard > DOWN_SILENCE_SECONDS:
+                    raise ClientError(
+                        "the gateway stopped answering during its restart; see its log"
+                    ) from None
+                continue
+            heard = time.monotonic()
+            if now.get("number", 0) > before and now["state"] != "running":
+                break
+        if now["state"] != "done":
+            raise ClientError(f"the restart failed: {now['message']}")
+    click.echo("every process of the gateway is a new one")
 
 
 def one_service(client: AdminClient, given: str | None) -> str:

@@ -14,19 +14,17 @@ import logging
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
-from typing import Any, Literal
+from typing import Any
 
 from gateway import processes, sockets, statedir
-from gateway.child import EXIT_CONFIG, EXIT_DOWN, VARIABLE, Child
+from gateway.child import EXIT_CONFIG, EXIT_DOWN, RESTART, VARIABLE, Child
+from gateway.restarting import RestartFailed, Role, Slot, restart
 from gateway.settings import SETTINGS, Settings
 from replicas.board import Board
 
@@ -44,34 +42,7 @@ END_REPLICAS_SECONDS = 60.0
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-Role = Literal["controller", "worker"]
 Commands = Mapping[Role, list[str]]
-
-
-@dataclass(slots=True)
-class Slot:
-    """One child's place: the process may change, role and index do not. Mutable, by the supervisor alone."""
-
-    role: Role
-    index: int
-    listener: socket.socket
-    process: subprocess.Popen[bytes] | None = None
-    deaths: deque[float] = field(default_factory=deque)
-    restart_at: float | None = None
-    starts: int = 0
-    exit_code: int | None = None
-
-    @property
-    def name(self) -> str:
-        return "controller" if self.role == "controller" else f"worker {self.index}"
-
-    @property
-    def running(self) -> bool:
-        return self.process is not None
-
-    def send(self, number: signal.Signals) -> None:
-        if self.process is not None:
-            self.process.send_signal(number)  # does nothing when it is dead already
 
 
 class Supervisor:
@@ -105,15 +76,18 @@ class Supervisor:
         self._say = say or (lambda line: print(line, file=sys.stderr, flush=True))
         self._started = started
         self._leash = leash
-        self._slots: list[Slot] = []
+        self.slots: list[Slot] = []
+        self.rows = 2 * settings.workers  # of the board: a restart has successors beside those who retire
+        self._restarts = 0  # asked for and not begun
+        self._restarted: dict[str, Any] = {}
         self._stops = 0  # stop signals so far
         self._stopping = False
         self._verdict: int | None = None  # exit code, once a child's exit decided it
         self._wake_r = -1
 
     def __repr__(self) -> str:
-        alive = sum(slot.running for slot in self._slots)
-        return f"<Supervisor {self.url} children={alive}/{len(self._slots)} stops={self._stops}>"
+        alive = sum(slot.running for slot in self.slots)
+        return f"<Supervisor {self.url} children={alive}/{len(self.slots)} stops={self._stops}>"
 
     def run(self) -> int:
         """Raises StateDirBusy and PortError (one line each) before anything has been started."""
@@ -132,38 +106,67 @@ class Supervisor:
             self.admin_url = sockets.url(admin, self.settings.admin_host)
             self._metrics_folder = statedir.empty_metrics(folder)
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self._metrics_folder)
-            self._board = stack.enter_context(Board.create(folder / BOARD_FILE, count))
+            self._board = stack.enter_context(Board.create(folder / BOARD_FILE, self.rows))
             self._alive_r, alive_w = os.pipe()
             stack.callback(os.close, self._alive_r)
             stack.callback(os.close, alive_w)
-            self._wake_r = stack.enter_context(processes.signals_as_bytes(*_STOP_SIGNALS, signal.SIGCHLD))
-            self._slots = [Slot("controller", 0, admin)]
-            self._slots += [Slot("worker", i, listeners[i % len(listeners)]) for i in range(count)]
+            self._wake_r = stack.enter_context(
+                processes.signals_as_bytes(*_STOP_SIGNALS, RESTART, signal.SIGCHLD)
+            )
+            self.slots = [Slot("controller", 0, admin)]
+            self.slots += [Slot("worker", i, listeners[i % len(listeners)]) for i in range(count)]
             statedir.write_address(folder, self._address())
             stack.callback(statedir.forget_address, folder)
             stack.callback(self._kill_all)
-            for slot in self._slots:
-                self._start(slot)
+            for slot in self.slots:
+                self.start(slot)
             if self._started is not None:
                 self._started(self)
             return self._watch()
 
     # -- the three phases: watch, stop, done -------------------------------------------------------
 
+    @property
+    def ending(self) -> bool:
+        return self._verdict is not None or self._stops > 0
+
     def _watch(self) -> int:
-        while True:
-            if self._verdict is not None or self._stops:
-                return self._stop()
-            due = [slot.restart_at for slot in self._slots if slot.restart_at is not None]
-            self._wait(min(due) - time.monotonic() if due else None)
-            now = time.monotonic()
-            for slot in self._slots:
-                if slot.restart_at is not None and slot.restart_at <= now and not self._stops:
-                    self._start(slot)
+        while not self.ending:
+            self.attend(None)
+            if self._restarts:
+                self._restart()
+        return self._stop()
+
+    def attend(self, seconds: float | None) -> None:
+        """Wait that long, or until something happens, and start again those whose pause is over."""
+        now = time.monotonic()
+        due = [slot.restart_at - now for slot in self.slots if slot.restart_at is not None]
+        self._wait(min(due if seconds is None else [*due, seconds], default=None))
+        now = time.monotonic()
+        for slot in self.slots:
+            if slot.restart_at is not None and slot.restart_at <= now and not self.ending:
+                self.start(slot)
+
+    def _restart(self) -> None:
+        number, self._restarts = self._restarted.get("number", 0) + 1, 0
+        self._tell_restart(number, "running")
+        self._say("restarting")
+        try:
+            restart(self)
+        except RestartFailed as error:
+            self._say(f"the restart failed: {error}")
+            self._tell_restart(number, "failed", str(error))
+        else:
+            self._say("restarted")
+            self._tell_restart(number, "done")
+
+    def _tell_restart(self, number: int, state: str, message: str = "") -> None:
+        self._restarted = {"number": number, "state": state, "message": message}
+        statedir.write_address(self.settings.state_dir, self._address())
 
     def _stop(self) -> int:
-        workers = [slot for slot in self._slots if slot.role == "worker"]
-        controller = self._slots[0]
+        workers = [slot for slot in self.slots if slot.role == "worker"]
+        controller = self.slots[0]
         self._stopping = True
         keep = self._verdict is None and not self.end_replicas
         if keep:
@@ -210,7 +213,7 @@ class Supervisor:
                 self._say("replicas may still run: `gateway down` ends them")
                 return
             if not controller.running and (controller.restart_at is None or controller.restart_at <= now):
-                self._start(controller)
+                self.start(controller)
                 asked = False
             if not asked:
                 asked = self._admin("POST", "/admin/down") is not None
@@ -218,8 +221,11 @@ class Supervisor:
 
     # -- children ----------------------------------------------------------------------------------
 
-    def _start(self, slot: Slot) -> None:
-        child = Child(self.settings, slot.index, slot.listener.fileno(), self._alive_r, self._lock_fd)
+    def start(self, slot: Slot) -> None:
+        listener = slot.listener.fileno()
+        slot.ready_fd, ready_w = os.pipe()
+        slot.serves = False
+        child = Child(self.settings, slot.index, listener, self._alive_r, self._lock_fd, ready_w)
         ours = {row.env for row in SETTINGS}
         environment = {k: v for k, v in os.environ.items() if k not in ours}
         environment[VARIABLE] = child.to_env()
@@ -230,14 +236,16 @@ class Supervisor:
             self._commands[slot.role],
             env=environment,
             stdin=subprocess.DEVNULL,
-            pass_fds=(slot.listener.fileno(), self._alive_r, self._lock_fd),
+            pass_fds=(listener, self._alive_r, self._lock_fd, ready_w),
             start_new_session=True,
         )
+        os.close(ready_w)
         log.debug("%s is pid %d", slot.name, slot.process.pid)
 
     def _wait(self, seconds: float | None) -> None:
         """Sleep until a signal, a child's death or the time; then look after all of them."""
         watched = [self._wake_r] if self._leash is None else [self._wake_r, self._leash]
+        watched += [slot.ready_fd for slot in self.slots if slot.ready_fd is not None]
         ready, _, _ = select.select(watched, [], [], None if seconds is None else max(0.0, seconds))
         if self._leash in ready and not os.read(self._leash, 4096):
             self._leash = None
@@ -246,19 +254,29 @@ class Supervisor:
             for number in os.read(self._wake_r, 4096):
                 if number in _STOP_SIGNALS:
                     self._stops += 1
-        for slot in self._slots:
+                self._restarts += number == RESTART
+        for slot in self.slots:
+            if slot.ready_fd in ready:
+                slot.serves = bool(os.read(slot.ready_fd, 1))
+                _close_ready(slot)
+        for slot in list(self.slots):
             if slot.process is not None and slot.process.poll() is not None:
                 self._reap(slot, slot.process.returncode)
         if os.getpid() == 1:
-            processes.reap_orphans({slot.process.pid for slot in self._slots if slot.process is not None})
+            processes.reap_orphans({slot.process.pid for slot in self.slots if slot.process is not None})
 
     def _reap(self, slot: Slot, code: int) -> None:
         now = time.monotonic()
-        slot.process, slot.exit_code = None, code
+        slot.process, slot.exit_code, slot.serves = None, code, False
+        _close_ready(slot)
         if slot.role == "worker":
             self._account(slot.index)
         if slot.role == "controller" and code == EXIT_DOWN:
             self._verdict = 0
+        elif slot.retiring:
+            self.slots.remove(slot)
+        elif slot.leaving:
+            pass
         elif code == EXIT_CONFIG and slot.starts == 1 and not self._stopping:
             self._verdict = 1  # not later: a YAML that is being edited must not end a gateway that serves
         elif not self._stopping or (slot.role == "controller" and self.end_replicas):
@@ -281,18 +299,20 @@ class Supervisor:
                 log.warning("worker %d died with %d open requests of %s", worker, count, name)
 
     def _kill_all(self) -> None:
-        for slot in self._slots:
+        for slot in self.slots:
             if slot.process is not None:
                 slot.send(signal.SIGKILL)
                 slot.process.wait()
                 slot.process = None
+            _close_ready(slot)
 
     # -- talking -----------------------------------------------------------------------------------
 
     def _address(self) -> dict[str, Any]:
         last = {"provisioner": self.settings.provisioner, "replica": self.settings.replica}
         where = {"url": self.url, "admin_url": self.admin_url}
-        return {"pid": os.getpid(), **where, "services": self.services, "last": last}
+        restarted = {"restart": self._restarted} if self._restarted else {}
+        return {"pid": os.getpid(), **where, "services": self.services, "last": last, **restarted}
 
     def _admin(self, method: str, path: str) -> dict[str, Any] | None:
         """One short call to our own controller; None when it does not answer."""
@@ -312,9 +332,15 @@ class Supervisor:
 
     def _tell_what_keeps_running(self) -> None:
         self._say("stopping the gateway")
-        status = self._admin("GET", "/admin/status") if self._slots[0].running else None
+        status = self._admin("GET", "/admin/status") if self.slots[0].running else None
         for line in keeps_running((status or {}).get("services", ())):
             self._say(line)
+
+
+def _close_ready(slot: Slot) -> None:
+    if slot.ready_fd is not None:
+        os.close(slot.ready_fd)
+        slot.ready_fd = None
 
 
 def keeps_running(services: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -14,7 +14,7 @@ import pytest
 import uvloop
 
 from gateway.app import config
-from gateway.child import EXIT_ORPHANED
+from gateway.child import EXIT_ORPHANED, RETIRE
 from gateway.upstream import Pool
 
 from .conftest import QuietServer, chat, eventually
@@ -140,6 +140,66 @@ async def test_a_second_signal_does_not_wait_for_streams(start: Start) -> None:
         for answer in (streaming, held):
             await answer.rest()
             await answer.close()
+
+
+async def test_one_that_retires_accepts_nothing_more_and_leaves_with_its_last_request_held_ones_included(
+    start: Start,
+) -> None:
+    gateway = await start(commit_after=0.0, drain_timeout=1.0)
+    go = asyncio.Event()
+
+    async def stream(peer: Peer) -> None:
+        await peer.send(STREAM + chunk(event("a")))
+        await go.wait()
+        await peer.send(chunk(event("b")) + chunk(DONE) + LAST)
+
+    async with Scripted(stream) as replica:
+        await gateway.listen()
+        await gateway.publish(replica.url, window=1)
+        streaming = await gateway.raw(0, post(chat(stream=True)))
+        await streaming.until(b'"a"')
+        held = await gateway.raw(0, post(chat(stream=True)))
+        await held.until(b": waiting")
+        gateway.processes[0].process.send_signal(RETIRE)
+        idle = await gateway.raw(0, b"")
+        await asyncio.sleep(1.5)  # longer than a stop may last
+        late = await gateway.raw(0, HEALTH)  # stays in the queue for the successor
+        go.set()
+        for answer in (streaming, held):
+            got = read_answer(await answer.rest())
+            assert got.complete
+            assert got.body.endswith(event("a") + event("b") + DONE)
+        assert await gateway.processes[0].exit_code() == 0
+        assert late.data == b""
+        for answer in (streaming, held, late, idle):
+            await answer.close()
+    totals = gateway.board.totals(0)
+    assert (totals.arrived, totals.ended, totals.waiting, gateway.board.in_flight(0)) == (2, 2, 0, 0)
+
+
+async def test_one_that_retires_and_is_told_to_stop_has_the_drain_timeout_left(start: Start) -> None:
+    gateway = await start(commit_after=0.0, drain_timeout=0.5)
+
+    async def stream(peer: Peer) -> None:
+        await peer.send(STREAM + chunk(event("a")))
+        await peer.gone.wait()
+
+    async with Scripted(stream) as replica:
+        await gateway.listen()
+        await gateway.publish(replica.url, window=1)
+        streaming = await gateway.raw(0, post(chat(stream=True)))
+        await streaming.until(b'"a"')
+        held = await gateway.raw(0, post(chat(stream=True)))
+        await held.until(b": waiting")
+        gateway.processes[0].process.send_signal(RETIRE)
+        gateway.processes[0].terminate()
+        for answer in (held, streaming):
+            got = read_answer(await answer.rest())
+            assert got.complete
+            assert b'"code": "gateway_stopping"' in got.body
+            await answer.close()
+        assert await gateway.processes[0].exit_code() == 0
+    assert gateway.board.totals(0).ended == 2
 
 
 async def test_a_signal_before_the_first_snapshot_ends_it(start: Start) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from gateway import statedir
 from gateway.admin import Admin
+from gateway.metrics import build_registry
 
 if TYPE_CHECKING:
     from .conftest import AdminPort, FakeController
@@ -150,6 +153,28 @@ async def test_down_answers_at_once_runs_once_and_its_end_is_known(
     await asyncio.wait_for(admin.ended.wait(), 5)
     assert controller.calls == [("down",)]
     assert (await http.get("/admin/status")).json()["gateway"]["down"]["done"]
+
+
+async def test_a_restart_is_asked_of_the_supervisor_and_how_it_goes_is_in_the_status(
+    controller: FakeController, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+    admin = Admin(
+        controller,
+        tmp_path,
+        lambda status: build_registry(None, status),
+        {},
+        restart=lambda: asked.append("restart"),
+    )
+    transport = httpx.ASGITransport(app=admin.app())
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+        answer = await http.post("/admin/restart")
+        assert (answer.status_code, answer.json()["gateway"]["restart"]) == (202, None)
+        assert asked == ["restart"]
+        going = {"number": 1, "state": "running", "message": ""}
+        statedir.write_address(tmp_path, {"pid": os.getpid(), "restart": going})
+        assert (await http.get("/admin/status")).json()["gateway"]["restart"] == going
+        assert (await http.get("/admin/restart")).status_code == 405
 
 
 async def test_a_failed_down_says_why_and_can_be_asked_again(
