@@ -163,8 +163,9 @@ class Server(uvicorn.Server):
     def retire(self) -> None:
         """Another process has taken over: accept nothing more, but go on with all that is here, held requests
         too, for up to `--drain-limit`."""
-        self.config.timeout_graceful_shutdown = max(1, round(self._worker.settings.drain_limit))
-        self.should_exit = True
+        if not self.should_exit:
+            self.config.timeout_graceful_shutdown = max(1, round(self._worker.settings.drain_limit))
+            self.should_exit = True
 
     def _cut(self) -> None:
         for task in self.server_state.tasks:

@@ -43,7 +43,7 @@ async def test_the_status_is_the_controllers_with_facts_of_the_gateway(http: htt
     status = (await http.get("/admin/status")).json()
     assert (status["generation"], status["owner"]) == (7, "0a1b2c3d")
     assert status["services"][0]["replicas"][0]["phase"] == "load"
-    assert status["gateway"] == {"version": "0", "down": None}
+    assert status["gateway"] == {"version": "0", "down": None, "restart": None}
 
 
 @pytest.mark.parametrize(
