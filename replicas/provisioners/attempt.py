@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replicas.provisioners import folder, launcher
+from replicas.provisioners import keeping
 from replicas.provisioners.deadman import wait_for_nothing
 from replicas.provisioners.sky_errors import cannot_open_ports, reason
 
@@ -91,8 +91,8 @@ def submit(sky: Sky, replica_id: str, task: Callable[[Extras], Any], extras: Ext
             return request, extras
 
 
-def follow(sky: Sky, request: str, directory: Path, late: Callable[[], bool]) -> None:
-    """Wait for a launch, writing what SkyPilot says into the replica's log.
+def follow(sky: Sky, request: str, replica_id: str, directory: Path, late: Callable[[], bool]) -> None:
+    """Wait for a launch, writing what SkyPilot says into the replica's logs.
 
     Raises what the launch raises, and TimeoutError once it is late: the request goes on then, and so does the
     thread that waits for it, which nothing can wake when the server has stopped to answer.
@@ -102,13 +102,16 @@ def follow(sky: Sky, request: str, directory: Path, late: Callable[[], bool]) ->
 
     def stream() -> None:
         try:
-            with open(directory / launcher.LOG, "a", opener=folder.private) as out:
+            with keeping.appending(directory) as out:
                 sky.stream_and_get(request, output_stream=out)
         except BaseException as error:
             errors.append(error)
         finally:
             ended.set()
+            provision.stop()
 
+    provision = keeping.ProvisionLog(sky, replica_id, directory)
+    provision.start()
     threading.Thread(target=stream, name="skypilot launch", daemon=True).start()
     while not ended.wait(WATCH_SECONDS):
         if late():

@@ -2,13 +2,12 @@
 from __future__ import annotations
 
 import logging
-import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replicas.provisioners import folder, launcher
+from replicas.provisioners import folder, keeping
 
 if TYPE_CHECKING:
     from replicas.provisioners.sdk import Sky
@@ -17,9 +16,6 @@ log = logging.getLogger(__name__)
 
 PAUSE_SECONDS = 5.0   # between two tries: an endpoint that is not exposed yet, a log stream that broke
 _RUN_ENDED = (0, 100, 103)   # sky.exceptions.JobExitCode: SUCCEEDED, FAILED, CANCELLED
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_SPEAKER = re.compile(r"\([^()]*pid=\d+[^()]*\) ?")   # `(setup pid=9)`, `(head, rank=0, pid=9)`
-_AGAIN_LINES = 100    # repeated after a broken stream, so that none is missing
 
 
 class Attendant(threading.Thread):
@@ -36,6 +32,7 @@ class Attendant(threading.Thread):
         self._handle = handle   # sky.backends.CloudVmRayResourceHandle
         self.url: str | None = None
         self.ended: int | None = None   # SkyPilot's code for the end of `run` (_RUN_ENDED)
+        self.following = False   # its output comes as it is printed, or would if it printed any
         self.output = folder.Output(directory)
         self.output.phases.reach("setup")   # UP: the machines are there; `setup` runs as part of the job
         self._gone = threading.Event()
@@ -61,28 +58,29 @@ class Attendant(threading.Thread):
 
     def why(self) -> str:
         """Why it is no replica any more, for people."""
-        words = folder.last_words(self._directory, said)
-        stage = "setup failed" if self._says("FAILED_SETUP") else "run ended"
+        words = folder.last_words(self._directory, keeping.said)
+        failed = keeping.mentions(self._directory, "FAILED_SETUP")
+        stage = "setup failed" if failed else "run ended"
         return f"{stage}{': ' if words else ''}{words}"
 
-    def _says(self, words: str) -> bool:
-        try:
-            return words in (self._directory / launcher.LOG).read_text(errors="replace")
-        except FileNotFoundError:
-            return False
+    @property
+    def complete(self) -> bool:
+        """Whether output.log has all that was printed until now."""
+        return self.following or self.ended is not None
 
     def run(self) -> None:
         record = folder.record(self._directory) or {}
-        lines = 0
+        lines = keeping.LAST_LINES if keeping.has_words(self._directory) else 0   # 0: all
         while self.ended is None and not self._gone.is_set():
             try:
                 if self.url is None:
                     self.url = self._find(record.get("port"))
                 if self.url is not None:
                     self.ended = self._follow(lines)
-                    lines = _AGAIN_LINES
+                    lines = keeping.LAST_LINES
             except Exception as error:   # of any kind: not exposed yet, API server away, cluster gone
-                log.info("%s: %s", self._cluster, error)   # whether it exists is for `instances` to tell
+                # Whether it exists is for `instances` to tell.
+                log.info("%s: %s", self._cluster, keeping.mask(self._directory)(str(error)))
             if self.ended is None:
                 self._gone.wait(PAUSE_SECONDS)
 
@@ -95,9 +93,12 @@ class Attendant(threading.Thread):
             return internal_url(self._handle, port)
 
     def _follow(self, lines: int) -> int | None:
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(self._directory / launcher.LOG, "a", opener=folder.private) as out:
-            code = self._sky.tail_logs(self._cluster, None, follow=True, tail=lines, output_stream=out)
+        with keeping.appending(self._directory) as out:
+            self.following = True
+            try:
+                code = self._sky.tail_logs(self._cluster, None, True, lines, out)
+            finally:
+                self.following = False
         return code if code in _RUN_ENDED else None
 
 
@@ -114,13 +115,6 @@ def base_url(endpoints: Mapping[int, str] | Mapping[str, str], port: int | None)
     if not found:
         return None
     return (found if "://" in found else f"http://{found}").rstrip("/")
-
-
-def said(line: str) -> str:
-    """What the replica itself printed, without colours; "" for what SkyPilot and Slurm say around it."""
-    line = _ANSI.sub("", line)
-    speaker = _SPEAKER.match(line)
-    return line[speaker.end() :].strip() if speaker else ""
 
 
 def internal_url(handle: Any, port: int | None) -> str | None:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replicas.plans import Plan
-from replicas.provisioners import LaunchError, NoCapacity, attempt, clusters, folder, launcher
+from replicas.provisioners import LaunchError, NoCapacity, attempt, clusters, folder, keeping, launcher
 from replicas.provisioners.attempt import Extras
 from replicas.provisioners.deadman import DeadMan
+from replicas.provisioners.environment import secret_values
 from replicas.provisioners.sky_errors import is_away, is_other_hardware, launch_error, reason
 from replicas.provisioners.task import build_task
 from replicas.provisioners.threads import spawn
@@ -101,7 +102,7 @@ class Launching:
             self.under_way[id] = folder.Output(directory)
         late = self._clock() + self._limit
         try:
-            attempt.follow(sky, request, directory, lambda: self._clock() >= late)
+            attempt.follow(sky, request, id, directory, lambda: self._clock() >= late)
         except TimeoutError:
             self._given_up.add(id)
             spawn(lambda: sky.get(sky.api_cancel([request], silent=True)), "skypilot cancel")
@@ -142,6 +143,7 @@ class Launching:
             self._down(sky, id, "what it left on its last plan")
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._note(directory, port=service.port, spec_hash=service.hash, plan=plan.name, submitted=False)
+        keeping.keep_secrets(directory, secret_values(service, env, plan))
         if launches:   # by a gateway that has died since: it goes on in the API server
             return launches[0], extras
 

@@ -18,8 +18,8 @@ _FORBIDDEN = os.environ.get(NO_SERVER, "").lower() in ("true", "1")   # before i
 
 
 class Sky(Protocol):
-    """The functions of the package `sky` that we use; all but `get`, `stream_and_get` and the last two return
-    the id of a request, whose result `get` waits for."""
+    """The functions of the package `sky` that we use; all but `get`, `stream_and_get` and the last three
+    return the id of a request, whose result `get` waits for."""
 
     Task: Any
     StatusRefreshMode: Any
@@ -50,6 +50,9 @@ class Sky(Protocol):
     def tail_logs(
         self, cluster_name: str, job_id: int | None, follow: bool, tail: int, output_stream: Any
     ) -> int: ...
+    def tail_provision_logs(
+        self, cluster_name: str, worker: int | None, follow: bool, tail: int, output_stream: Any
+    ) -> int: ...
 
 
 def import_sky() -> Sky:
@@ -58,7 +61,9 @@ def import_sky() -> Sky:
     os.environ.setdefault("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
     os.environ[NO_SERVER] = "1"
     import sky
+    from sky.client import sdk
 
+    sky.tail_provision_logs = sdk.tail_provision_logs   # the only one of ours that it does not export
     logging.getLogger("alembic").setLevel(logging.WARNING)   # its tables' migrations
     # `api_status` complains of an old server in every thread that has not asked another thing before.
     logging.getLogger("sky.client.sdk").addFilter(lambda record: "flag is ignored" not in record.getMessage())

@@ -33,6 +33,7 @@ from replicas.provisioners import (
     concerns,
     deadman,
     folder,
+    keeping,
     owned_by,
 )
 from replicas.provisioners.api_server import ApiServer, ServerTrouble
@@ -78,6 +79,7 @@ class SkyPilotProvisioner:
         self._sky: Sky | None = None
         self._timers = DeadMan(self._root, dead_man, clock=wall)
         self._launching = Launching(self._root, owner, self._timers, limit=attempt, clock=clock, wall=wall)
+        self._saved: set[str] = set()   # whose logs were saved before their down
         # Mutable by `instances` alone, one at a time.
         self._looking = threading.Lock()
         self._refreshed = float("-inf")
@@ -151,7 +153,9 @@ class SkyPilotProvisioner:
         why = "it is still listed"
         while True:
             try:
-                if clusters.down(self._sdk(ending=True), replica_id) and settled:
+                sky = self._sdk(ending=True)
+                self._save_logs(sky, replica_id)
+                if clusters.down(sky, replica_id) and settled:
                     break
             except Exception as error:
                 why = reason(error)
@@ -160,7 +164,15 @@ class SkyPilotProvisioner:
             settled = settled or self._launching.end(replica_id)
             self._sleep(DOWN_PAUSE_SECONDS)
         self._timers.forget(replica_id)
-        folder.forget(self._root / replica_id)
+        keeping.forget(self._root / replica_id)
+
+    def _save_logs(self, sky: Sky, replica_id: str) -> None:
+        """Once: a down that is repeated has nothing more to fetch."""
+        if replica_id not in self._saved:
+            self._saved.add(replica_id)
+            attendant = self._attendants.get(replica_id)
+            followed = attendant is not None and attendant.complete
+            keeping.save(sky, replica_id, self._root / replica_id, followed=followed)
 
     def _instances(self, fresh: Collection[str]) -> dict[str, Instance]:
         with self._looking:

@@ -123,6 +123,8 @@ class FakeSky:
         self.exposed: dict[int, str] = {30000: "10.0.0.5:30000"}
         self.endpoints_fail: Exception | None = None
         self.printed = "Fetching 4 files:  50%|##   | 2/4\n"
+        self.provisioned: dict[int | None, str] = {}  # logs by worker; None: the head's
+        self.logs_hang = False                        # a machine that does not answer any more
         self.run_ended: dict[str, int] = {}
         self.tailed: set[str] = set()                 # clusters whose output is being followed
         self.closing = threading.Event()
@@ -372,8 +374,12 @@ class FakeSky:
         self, cluster_name: str, job_id: object, follow: bool, tail: int, output_stream: Any
     ) -> int:
         self._reach()
+        if not follow and self.logs_hang:
+            self.closing.wait(10)
         output_stream.write(self.printed)
         output_stream.flush()
+        if not follow:
+            return 0
         self.tailed.add(cluster_name)
         try:
             while not self.closing.wait(0.005) and cluster_name in self.clusters and not self.api_down:
@@ -382,3 +388,17 @@ class FakeSky:
         finally:
             self.tailed.discard(cluster_name)
         raise self.exceptions.ApiServerConnectionError("http://127.0.0.1:46580")
+
+    def tail_provision_logs(
+        self, cluster_name: str, worker: int | None, follow: bool, tail: int, output_stream: Any
+    ) -> int:
+        """A file of the API server; the head's is also known when the cluster is gone."""
+        self._reach()
+        text = self.provisioned.get(worker)
+        if text is None:
+            raise self.command_error("Provision log path is not recorded for this cluster.")
+        output_stream.write(text)
+        output_stream.flush()
+        while follow and not self.may_finish.is_set() and not self.closing.wait(0.005):
+            pass
+        return 0
