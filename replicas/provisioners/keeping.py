@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -211,14 +212,14 @@ class _Fetched(threading.Thread):
                 up = cluster.status.value == "UP"
         path = self._directory / PROVISION
         if not path.exists() or not path.stat().st_size:
-            self._fetch(PROVISION, lambda out: sky.tail_provision_logs(name, None, False, LAST_LINES, out))
+            self._fetch(PROVISION, self._provision)
         for worker in range(1, nodes):
-            self._fetch(
-                f"provision-{worker}.log",
-                lambda out, worker=worker: sky.tail_provision_logs(name, worker, False, LAST_LINES, out),
-            )
+            self._fetch(f"provision-{worker}.log", partial(self._provision, worker=worker))
         if up and not self._followed:
             self._fetch(LOG, lambda out: sky.tail_logs(name, None, False, LAST_LINES * nodes, out))
+
+    def _provision(self, out: MaskedText, worker: int | None = None) -> None:
+        self._sky.tail_provision_logs(self._cluster, worker, False, LAST_LINES, out)
 
     def _fetch(self, file: str, ask: Callable[[MaskedText], object]) -> None:
         pieces: list[str] = []
