@@ -69,7 +69,7 @@ def test_it_takes_the_deepseek_recipe_without_its_service(answer: Any) -> None:
 
 
 def test_every_call_of_ours_exists_with_its_arguments(answer: Any) -> None:
-    assert len(answer["missing"]) == 11
+    assert len(answer["missing"]) == 12
     assert not any(answer["missing"].values())
     assert answer["modes"] == ["NONE", "AUTO"]
 
