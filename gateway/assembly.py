@@ -22,6 +22,7 @@ from gateway.admin import Admin
 from gateway.child import EXIT_CONFIG, EXIT_DOWN, RESTART, Child, exit_with_supervisor, read_child
 from gateway.launching import NO_VARIABLES, Variables
 from gateway.logs import tidy
+from gateway.progress import Progress, machines, not_ended
 from gateway.settings import CONTROL_SOCKET, Settings, SettingsError
 from gateway.supervisor import BOARD_FILE
 from replicas import spec
@@ -42,6 +43,7 @@ log = logging.getLogger("gateway.controller")
 TABLE_FILE = "state.db"
 # For the admin port to finish what it is answering; event and log streams are told to end before.
 CLOSE_SECONDS = 2
+PROGRESS_SECONDS = 0.2
 
 
 def version() -> str:
@@ -247,22 +249,26 @@ class _NoWorkers:
         return {}
 
 
-def end_leftovers(folder: Path, say: Callable[[str], None] = lambda _: None) -> int:
+def end_leftovers(
+    folder: Path, say: Callable[[str], None] = lambda _: None, limit: float | None = None
+) -> int:
     """End the replicas of a gateway that does not run; how many there were. Verified, like `gateway down`.
 
-    `say`: lines for the person who waits. Raises StateDirBusy when the gateway runs after all, and TableError
-    when its table cannot be used.
+    `say`: lines for the person who waits, for `limit` seconds at most. Raises NotEnded naming what is left,
+    StateDirBusy when the gateway runs after all, and TableError when its table cannot be used.
     """
     if not (folder / TABLE_FILE).exists():
         return 0
     lock = statedir.lock(folder)
     try:
-        return asyncio.run(_end_leftovers(folder, statedir.last_start(folder), say))
+        return asyncio.run(_end_leftovers(folder, statedir.last_start(folder), say, limit))
     finally:
         os.close(lock)
 
 
-async def _end_leftovers(folder: Path, last: dict[str, Any], say: Callable[[str], None]) -> int:
+async def _end_leftovers(
+    folder: Path, last: dict[str, Any], say: Callable[[str], None], limit: float | None
+) -> int:
     async with contextlib.AsyncExitStack() as stack:
         table = stack.enter_context(Table(folder / TABLE_FILE))
         ever = table.replicas(gone=True)
@@ -278,7 +284,6 @@ async def _end_leftovers(folder: Path, last: dict[str, Any], say: Callable[[str]
             left |= {id for id in await provisioner.instances() if owned_by(id, table.owner)}
         if not left:
             return 0
-        say(f"ending {', '.join(sorted(left))}")
         controller = Controller(
             (_service_of(ever[-1]),),
             provisioner,
@@ -290,7 +295,16 @@ async def _end_leftovers(folder: Path, last: dict[str, Any], say: Callable[[str]
             state_dir=folder,
         )
         stack.push_async_callback(controller.close)
-        await controller.down()
+        say(f"ending {', '.join(sorted(left))}")
+        progress = Progress(say)
+        down = asyncio.create_task(controller.down(limit))
+        while not down.done():
+            progress.show(machines(controller.status()))
+            await asyncio.wait([down], timeout=PROGRESS_SECONDS)
+        known = machines(controller.status())
+        if remaining := await down:
+            raise not_ended({id: known.get(id, "") for id in remaining}, limit or 0.0)
+        progress.show({})
         return len(left)
 
 

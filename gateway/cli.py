@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gateway import cost, operate
+from gateway import cost, ending, operate
 from gateway import settings as options
 from gateway.operate import friendly, show
 from gateway.settings import SETTINGS, Setting, Settings
@@ -198,7 +198,7 @@ for command in (
     operate.logs,
     cost.cost,
     operate.restart,
-    operate.down,
+    ending.down,
 ):
     main.add_command(command)
 

@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 WATCH_SECONDS = 1.0
-DOWN_POLL_SECONDS = 0.5
 RESTART_POLL_SECONDS = 0.2
-# A controller that stops answering while it ends replicas is started again by its supervisor within this.
-DOWN_SILENCE_SECONDS = 20.0
+# A controller that stops answering is started again by its supervisor within this.
+SILENCE_SECONDS = 20.0
 
 
 def admin_options(function: Function) -> Function:
@@ -167,61 +166,6 @@ def _logs_without_gateway(folder: Path, replica: str | None, lines: int) -> None
 
 @click.command()
 @admin_options
-def down(**where: str | None) -> None:
-    """End every replica, verify that it is gone, then end the gateway."""
-    from gateway.client import NotRunning
-
-    folder = state_folder(where["state_dir"])
-    try:
-        with admin(**where) as client:
-            _down(client, folder)
-    except click.ClickException as error:
-        if not isinstance(error.__context__, NotRunning) or where["admin_url"]:
-            raise
-        from gateway.assembly import end_leftovers
-
-        with friendly():
-            count = end_leftovers(folder, click.echo)
-        ended = f"{count} of its replicas ended" if count else "nothing to end"
-        click.echo(f"no gateway runs; {ended}")
-        return
-    click.echo("every replica is gone, and the gateway has ended")
-
-
-def _down(client: AdminClient, folder: Path) -> None:
-    from gateway import statedir
-    from gateway.client import BrokeOff, ClientError, NotRunning
-
-    client.call("POST", "/admin/down")  # NotRunning here: there was none from the start
-    ours = (statedir.read_address(folder) or {}).get("admin_url") == client.url
-    said, heard = "", time.monotonic()
-    while True:
-        time.sleep(DOWN_POLL_SECONDS)
-        try:
-            now = client.status()
-        except (NotRunning, BrokeOff):
-            gone = statedir.read_address(folder) is None if ours else True
-            if gone and (ours or time.monotonic() - heard > 3):
-                return
-            if time.monotonic() - heard > DOWN_SILENCE_SECONDS:
-                raise ClientError("the gateway stopped answering before it was done") from None
-            continue
-        heard = time.monotonic()
-        progress = now["gateway"]["down"]
-        if progress is None:  # the controller was started anew and does not know
-            client.call("POST", "/admin/down")
-        elif progress["error"]:
-            cause = progress["error"]
-            raise ClientError(f"replicas could not all be ended: {cause}; run `gateway down` again")
-        left = [r["id"] for service in now["services"] for r in service["replicas"]]
-        line = f"ending {', '.join(left)}" if left else ""
-        if line and line != said:
-            click.echo(line)
-            said = line
-
-
-@click.command()
-@admin_options
 def restart(**where: str | None) -> None:
     """Replace the gateway's processes one by one, without losing a request: after an update, say.
 
@@ -237,7 +181,7 @@ def restart(**where: str | None) -> None:
             try:
                 now = client.status()["gateway"].get("restart") or {}
             except (NotRunning, BrokeOff):  # between two controllers
-                if time.monotonic() - heard > DOWN_SILENCE_SECONDS:
+                if time.monotonic() - heard > SILENCE_SECONDS:
                     raise ClientError(
                         "the gateway stopped answering during its restart; see its log"
                     ) from None
