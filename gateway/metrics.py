@@ -115,6 +115,16 @@ LEVELS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "gateway_waiting": ("gauge", "Requests held now.", ("service",)),
     "gateway_replicas": ("gauge", "Replicas by state.", ("service", "state")),
     "gateway_target_replicas": ("gauge", "Replicas wanted now.", ("service",)),
+    "gateway_frozen": (
+        "gauge",
+        "1 while all replicas fail at once, or the provisioner knows none: nothing is ended or launched.",
+        ("service",),
+    ),
+    "gateway_terminating_seconds": (
+        "gauge",
+        "How long the slowest ending replica has not been verified gone; it may cost money; 0 = none.",
+        ("service",),
+    ),
     "gateway_replica_queue_depth": (
         "gauge",
         "Queue depth that routing compares: in-flight and foreign requests.",
@@ -289,6 +299,8 @@ class Levels(Collector):
             put("gateway_waiting", (name,), service["demand"]["waiting"])
             put("gateway_target_replicas", (name,), service["target"]["replicas"])
             put("gateway_cost_dollars_total", (name,), service["cost"]["total"])
+            put("gateway_frozen", (name,), service.get("frozen") is not None)
+            put("gateway_terminating_seconds", (name,), service.get("terminating_seconds"))
             for state in STATES:
                 put("gateway_replicas", (name, state), sum(r["state"] == state for r in replicas))
             for replica in replicas:

@@ -320,7 +320,7 @@ class Controller:
         for fleet in self.fleets.values():
             key = self.keys.get(fleet.service.name)
             for r in fleet.rows.values():
-                due = now >= fleet.retry_at.get(r.id, 0.0)
+                due = now >= fleet.retry_at.get(r.id, 0.0) and not fleet.holds_still
                 if r.state is State.PROVISIONING and due and r.id not in self._errands:
                     same = r.spec_hash == fleet.service.hash
                     known = self.config.launch.variables
@@ -335,7 +335,7 @@ class Controller:
                     if r.state in (State.READY, State.NOT_READY):
                         polls[r.id] = LoadTarget(r.url, r.slot, key, tls)
                 signs = fleet.signs.get(r.id)
-                if signs is not None and signs.listed in ("dead", "absent") and not signs.probe_failures:
+                if signs is not None and signs.ended and not signs.probe_failures:
                     self.prober.soon(r.id)
         self.prober.keep(probes)
         self.loads.keep(polls)
@@ -347,7 +347,8 @@ class Controller:
         """
         for fleet in self.fleets.values():
             for r in fleet.rows.values():
-                if r.state is State.TERMINATING and now >= fleet.retry_at.get(r.id, 0.0):
+                due = now >= fleet.retry_at.get(r.id, 0.0) and not fleet.holds_still
+                if r.state is State.TERMINATING and due:
                     self._errands.terminate(r.id)
 
     # ------------------------------------------------------------ what people ask for

@@ -7,10 +7,10 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from replicas.board import Board
-from replicas.health import Signs
+from replicas.health import Listed, Signs
 from replicas.lifecycle import Replica
 from replicas.loads import Load
 from replicas.probe import Probed
@@ -145,11 +145,11 @@ class Witness:
 
     def signs(self, r: Replica, seen: Evidence, board: Board) -> Signs:
         probed, load = seen.probes.get(r.id, Probed()), seen.loads.get(r.id, Load())
-        listed: Literal["alive", "dead", "absent", "unknown"] = "unknown"
+        listed: Listed = "unknown"
         detail = probed.error
         if seen.instances is not None and seen.looked > self._launched.get(r.id, 0):
             instance = seen.instance(r.id)
-            listed = "absent" if instance is None else "alive" if instance.alive else "dead"
+            listed = "absent" if instance is None else "alive" if instance.alive else instance.ended
             if instance is not None and not instance.alive:
                 detail = instance.detail
         return Signs(

@@ -25,6 +25,7 @@ from replicas.meter import Meter
 from replicas.phases import PHASES
 from replicas.planner import Action, Drain, Resume, Terminate, plan
 from replicas.policy import ControllerConfig, Override, merge
+from replicas.probe import TIMEOUT_LEAST
 from replicas.provisioners import Instance
 from replicas.spec import Service
 
@@ -101,6 +102,11 @@ class Fleet:
     def count(self, *states: State) -> int:
         return sum(r.state in states for r in self.rows.values())
 
+    @property
+    def holds_still(self) -> bool:
+        """Frozen, and no person wants what it would otherwise do: nothing is ended or launched."""
+        return self.frozen is not None and not self.stopping and self.decision.code != "paused"
+
     def outdated(self, r: Replica) -> bool:
         return r.spec_hash != self.service.hash
 
@@ -158,7 +164,7 @@ class Fleet:
         frozen = health.frozen(
             was_ready,
             now,
-            period=self.probe_interval,
+            period=self.probe_interval + max(probe.timeout_seconds, TIMEOUT_LEAST),
             threshold=probe.consecutive_failure_threshold_timeout,
         )
         if frozen != self.frozen:
@@ -191,7 +197,8 @@ class Fleet:
         known = instance is not None and instance.alive
         self._note_listed(r.id, known, seen)
         limit = self.config.provision_timeout + (self.service.probe.initial_delay_seconds if known else 0.0)
-        if seen.now - max(r.since, self.starts.watched_since) >= limit:  # a restart calls launch anew
+        begun = max(r.since, self.starts.watched_since)  # a restart calls launch anew
+        if seen.now - begun >= limit and not self.holds_still:
             last = self.rows[r.id].reason
             self.fail_start(r, "gave_up", f"no machine within {limit:.0f} s ({last})", seen.now, counts=False)
 
@@ -209,7 +216,7 @@ class Fleet:
         if r.state is State.STARTING:
             self._starting(r, signs, lost, answers, now)
             return
-        if lost and not self.frozen:
+        if lost and not self.holds_still:
             self.move(r, Event.FAIL, now, signs.detail or "its machine is gone", failure=lost)
         elif r.state is State.READY and health.not_ready(signs, now, grace=grace):
             since = signs.failing_since
@@ -217,7 +224,7 @@ class Fleet:
         elif r.state is State.NOT_READY and answers:
             self.written_off.discard(r.id)
             self.move(r, Event.PASSED, now, "it answers again")
-        elif r.state is State.NOT_READY and not self.frozen:
+        elif r.state is State.NOT_READY and not self.holds_still:
             if health.expired(signs, now, threshold=threshold, grace=grace):
                 others = self.count(State.READY)
                 if health.hung(signs, now, grace=grace) and not others and self.decision.target > 0:
@@ -225,7 +232,7 @@ class Fleet:
                 else:
                     why = f"probes failed for {threshold:.0f} s: {signs.detail}"
                     self.move(r, Event.FAIL, now, why, failure="timeout")
-        elif r.state is State.DRAINING:
+        elif r.state is State.DRAINING and not self.holds_still:
             if r.failing_since != signs.failing_since:
                 r = self._set(r, failing_since=signs.failing_since)
             limit = self.config.down_drain_limit if self.stopping else self.config.drain_limit
@@ -240,6 +247,8 @@ class Fleet:
         delay = self.service.probe.initial_delay_seconds
         if answers and r.url is not None:
             self._ready(r, now)
+        elif self.holds_still:
+            return
         elif lost == "preempted":
             self.fail_start(r, lost, "its machine is gone", now, counts=False, quiet=True)
         elif lost:

@@ -14,7 +14,12 @@ from typing import Final, Literal
 FAILURES_NOT_READY: Final = 2  # probes in a row; SGLang misses single ones while it compiles a kernel
 HUNG_AFTER: Final = 20.0  # s; SGLang's own health check gives up at 20 s (SGLANG_HEALTH_CHECK_TIMEOUT)
 GRACE: Final = 600.0  # s after the first READY: the first requests compile kernels, 64-70 s each was measured
-FREEZE_MOST: Final = 1800.0  # s a freeze may last while the provisioner says the machines are well
+FREEZE_MOST: Final = 1800.0  # s a freeze may last while the provisioner is not certain of any loss
+
+
+Listed = Literal["alive", "run", "machine", "unreachable", "absent", "unknown"]
+"""By the provisioner: alive, what of it has ended (provisioners.Ended), or not there; unknown: no answer."""
+CERTAIN: Final = frozenset({"run", "machine", "absent"})  # seen by one who can see it
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +27,7 @@ class Signs:
     """What is known about one replica that has a machine. Times are unix seconds; None = never, or
     unknown."""
 
-    listed: Literal["alive", "dead", "absent", "unknown"] = "unknown"  # by the provisioner
+    listed: Listed = "unknown"
     detail: str = ""  # why it is dead, or what the last failed probe said
     probe_failures: int = 0  # in a row
     failing_since: float | None = None  # the first of them
@@ -31,6 +36,11 @@ class Signs:
     stamp_at: float | None = None  # `loads[].timestamp` last moved; stands still when the scheduler is frozen
     stamped: bool = False  # it reports such a timestamp at all
     ready_at: float | None = None  # first READY
+
+    @property
+    def ended(self) -> bool:
+        """It is no replica any more, by the provisioner's list."""
+        return self.listed not in ("alive", "unknown")
 
 
 def recent(at: float | None, now: float, within: float) -> bool:
@@ -56,7 +66,7 @@ def not_ready(signs: Signs, now: float, *, grace: float = GRACE) -> bool:
     life."""
     if signs.probe_failures == 0 or recent(signs.chunk_at, now, HUNG_AFTER):
         return False
-    if signs.listed in ("dead", "absent") or hung(signs, now, grace=grace):
+    if signs.ended or hung(signs, now, grace=grace):
         return True
     return signs.probe_failures >= FAILURES_NOT_READY and not recent(signs.stamp_at, now, HUNG_AFTER)
 
@@ -67,11 +77,11 @@ def lost(signs: Signs, now: float) -> Literal["crashed", "preempted"] | None:
     For a replica that was READY once a failed probe must agree; one that never was has nothing to answer
     with.
     """
-    if signs.listed not in ("dead", "absent"):
+    if not signs.ended:
         return None
     if signs.ready_at is not None and (signs.probe_failures == 0 or recent(signs.chunk_at, now, 2.0)):
         return None
-    return "crashed" if signs.listed == "dead" else "preempted"
+    return "crashed" if signs.listed == "run" else "preempted"
 
 
 def expired(signs: Signs, now: float, *, threshold: float, grace: float = GRACE) -> bool:
@@ -88,8 +98,12 @@ def frozen(replicas: Sequence[Signs], now: float, *, period: float, threshold: f
     """Why nothing may be ended or replaced for now; None when the evidence is sound.
 
     `replicas`: those that have a machine and were READY. Fewer than two prove nothing: one alone that fails
-    has failed. Gone from the list *and* failing for the whole threshold is two witnesses, so that ends a
-    freeze; failing probes of machines that the provisioner calls well end it after half an hour.
+    has failed. `period`: seconds within which all of their probes must see that the network is gone. When it
+    ends although the probes go on failing, and real losses are dealt with:
+    * at once, when the provisioner is certain that one of them has ended;
+    * all gone from the list: after `threshold`, for that is two witnesses;
+    * machines that are well, or that nobody can reach: after FREEZE_MOST;
+    * while the provisioner does not answer: never. Nothing could be launched in their place anyhow.
     """
     if len(replicas) < 2:
         return None
@@ -98,11 +112,13 @@ def frozen(replicas: Sequence[Signs], now: float, *, period: float, threshold: f
             return None
         return f"the provisioner suddenly knows none of the {len(replicas)} replicas"
     failing = [s.failing_since for s in replicas if s.failing_since is not None and s.probe_failures]
-    if len(failing) == len(replicas) and max(failing) - min(failing) <= period:
-        if any(s.listed in ("dead", "absent") for s in replicas) or now - max(failing) >= FREEZE_MOST:
-            return None
-        return f"all {len(replicas)} replicas fail since the same moment"
-    return None
+    if len(failing) < len(replicas) or max(failing) - min(failing) > period:
+        return None
+    if any(s.listed in CERTAIN for s in replicas):
+        return None
+    if now - max(failing) >= FREEZE_MOST and all(s.listed != "unknown" for s in replicas):
+        return None
+    return f"all {len(replicas)} replicas fail since the same moment"
 
 
 def estimate(

@@ -144,6 +144,9 @@ def status(fleet: Fleet, loads: LoadPoller, sums: Sums, now: float) -> dict[str,
         "target": {"replicas": decision.target, "reason": decision.reason, "code": decision.code},
         "blocked": message if service_status == "blocked" else fleet.breaker.message(now) or None,
         "frozen": fleet.frozen,
+        "terminating_seconds": max(
+            (now - r.since for r in fleet.rows.values() if r.state is State.TERMINATING), default=0.0
+        ),
         "demand": demand(fleet),
         "replicas": [_replica(fleet, r, loads, now) for r in fleet.rows.values()],
         "cost": {"hourly": hourly, **summary(sums, max(fleet.policy.min, 1), now)},

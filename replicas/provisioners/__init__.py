@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from replicas.plans import Plan
 
@@ -67,6 +67,11 @@ class InstancesUnknown(Exception):
     """The provisioner cannot say what exists (its API does not answer). Not the same as "nothing exists"."""
 
 
+Ended = Literal["run", "machine", "unreachable"]
+"""run: its program. machine: taken from us, or stopped. unreachable: so it is said by one who may himself be
+the one that is cut off, so that several at once prove nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Instance:
     """What a provisioner really has under a replica's id."""
@@ -78,6 +83,7 @@ class Instance:
     progress: float | None = None     # of the phase, 0..1
     hourly_cost: float | None = None  # dollars per hour for the whole replica, all its nodes
     detail: str = ""                  # why it is dead: exit code and last words; "" when alive
+    ended: Ended = "run"              # what of it has, when it is dead
     region: str = ""                  # where it was placed: "aws/us-east-1/us-east-1a"; "" = not known
     spot: bool | None = None          # whether on a spot machine; None = not known
     launched_at: float | None = None  # unix time of its launch; None = not known

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from replicas.plans import Plan
 from replicas.provisioners import (
     YAML_DECIDES,
+    Ended,
     Instance,
     InstancesUnknown,
     LaunchError,
@@ -230,7 +231,9 @@ class SkyPilotProvisioner:
             return _launching(name, self._launching.under_way.get(name), price)
         if status != "UP":
             why = cluster.init_status_reason or cluster.last_event or "lost, preempted or stopped"
-            return Instance(name, alive=False, hourly_cost=price, detail=f"SkyPilot says {status}: {why}")
+            said = f"SkyPilot says {status}: {why}"
+            ended: Ended = "unreachable" if status == "INIT" else "machine"
+            return Instance(name, alive=False, hourly_cost=price, detail=said, ended=ended)
         attendant = self._attendants.get(name)
         if attendant is None:
             attendant = self._attendants[name] = Attendant(sky, name, self._root / name, cluster.handle)

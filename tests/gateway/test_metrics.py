@@ -31,7 +31,9 @@ PROMISED = {
     "gateway_tokens_total": {"service", "direction"},
     "gateway_replica_cost_dollars_per_hour": {"service", "replica"},
     "gateway_cost_dollars_total": {"service"},
+    "gateway_frozen": {"service"},
     "gateway_strays": {"service"},
+    "gateway_terminating_seconds": {"service"},
     "gateway_ends_failing": {"service"},
     "gateway_decisions_total": {"service", "reason"},
 }

@@ -37,8 +37,8 @@ def test_one_failed_probe_takes_nothing_out_of_rotation() -> None:
     one = replace(FAILING, probe_failures=1, running=0)
     assert not not_ready(one, NOW)
     assert not_ready(replace(one, probe_failures=2), NOW)
-    assert not_ready(replace(one, listed="dead"), NOW)  # but for a process that is known to be dead
-    assert not not_ready(replace(one, probe_failures=0, listed="dead"), NOW)
+    assert not_ready(replace(one, listed="run"), NOW)  # but for a process that is known to be dead
+    assert not not_ready(replace(one, probe_failures=0, listed="run"), NOW)
 
 
 def test_a_hung_replica_leaves_the_rotation_with_its_first_failed_probe() -> None:
@@ -51,7 +51,7 @@ def test_tokens_that_flow_or_a_load_report_that_moves_are_life() -> None:
 
 
 def test_a_start_is_lost_as_soon_as_its_process_is_dead_or_its_machine_gone() -> None:
-    assert lost(Signs(listed="dead"), NOW) == "crashed"
+    assert lost(Signs(listed="run"), NOW) == "crashed"
     assert lost(Signs(listed="absent"), NOW) == "preempted"
     assert lost(Signs(listed="alive"), NOW) is None
     assert lost(Signs(listed="unknown", probe_failures=9), NOW) is None
@@ -102,7 +102,7 @@ def test_a_list_that_knows_none_of_ours_freezes_until_the_probes_agree_for_the_t
 
 
 def test_a_freeze_ends_when_one_is_known_to_be_dead_and_after_half_an_hour() -> None:
-    assert freeze(FAILING, replace(FAILING, listed="dead")) is None
+    assert freeze(FAILING, replace(FAILING, listed="run")) is None
     assert freeze(FAILING, FAILING, now=NOW + 1769) is not None
     assert freeze(FAILING, FAILING, now=NOW + 1770) is None
 

@@ -51,8 +51,9 @@ class Life:
 
     def go_on(self) -> None:
         if self.over:
-            # A thread may end by SystemExit without a word; the event loop may not.
-            raise SystemExit if isinstance(threading.current_thread(), Attendant) else Killed
+            if threading.current_thread().name in ("MainThread", "skypilot"):
+                raise Killed
+            raise RuntimeError("the gateway is dead")  # in a thread whose end nobody waits for
 
 
 class MortalSky:
@@ -133,6 +134,7 @@ class SkyWorld(World):
     def start(self, *, yaml: str | None = None, kill_at: int | None = None, **settings: Any) -> None:
         """A new gateway on the same state dir and the same SkyPilot; the one before is dead."""
         self.life.over = True
+        self._end_attendants()
         self.life = Life(kill_at)
         super().start(yaml=yaml, **settings)
 
@@ -211,16 +213,20 @@ class SkyWorld(World):
         await self.steps(10, until=lambda: self.states.count(State.READY) == n)
         return [r.id for r in self.replicas]
 
+    def _end_attendants(self) -> None:
+        for thread in threading.enumerate():
+            if isinstance(thread, Attendant):
+                thread.stop()
+
     def end(self) -> None:
         self.life.over = True
         self.sky.clusters.clear()
         self.sky.closing.set()
         self.sky.may_finish.set()
         self.sky.submitting.set()
+        self._end_attendants()
         for thread in threading.enumerate():
             if thread.daemon and thread.name.startswith(("attendant", "skypilot")):
-                if isinstance(thread, Attendant):
-                    thread.stop()
                 thread.join(10)
         self.table.close()
         self.board.close()
