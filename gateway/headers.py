@@ -7,7 +7,7 @@ events, end markers and usage can be read; the client's key is replaced by the r
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 Header = tuple[bytes, bytes]
 
@@ -50,44 +50,72 @@ def request_id(headers: Mapping[bytes, bytes], made: str) -> str:
     return made
 
 
+class Head:
+    """The lines of one request's head, without its content-length. `fields`: by lower-cased name, the last
+    of each.
+
+    Clients send the same lines again and again: a connection keeps what was made of them, and whoever checks
+    them notes in `passed` what let them in (by identity: keys and limits can change).
+    """
+
+    __slots__ = ("_client", "_forwarded", "_scheme", "fields", "lines", "passed", "raw")
+
+    def __init__(self, raw: Sequence[Header], client: str, scheme: str) -> None:
+        """`client` is the caller's address."""
+        self.raw = raw
+        self.lines = [(name.lower(), value) for name, value in raw]
+        self.fields = dict(self.lines)
+        self.passed: object = None
+        self._client = client
+        self._scheme = scheme
+        self._forwarded: bytes | None = None
+
+    def __repr__(self) -> str:
+        return f"<Head {' '.join(name.decode('latin-1') for name in self.fields)}>"
+
+    @property
+    def expects(self) -> bool:
+        """Whether the client waits for `100 Continue` before it sends the body."""
+        return self.fields.get(b"expect", b"").lower() == b"100-continue"
+
+    @property
+    def forwarded(self) -> bytes:
+        """What of it a replica gets."""
+        made = self._forwarded
+        if made is None:
+            made = self._forwarded = self._forward()
+        return made
+
+    def _forward(self) -> bytes:
+        lines = []
+        addresses = [self._client.encode()]
+        nominated: frozenset[bytes] = frozenset()
+        for name, value in self.lines:
+            if name not in _NOT_TO_REPLICA:
+                lines.append(b"%b: %b\r\n" % (name, value))
+            elif name == b"x-forwarded-for":
+                addresses.insert(-1, value)
+            elif name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
+                nominated |= {part.strip().lower() for part in value.split(b",")}
+        if nominated:
+            lines = [line for line in lines if line.partition(b":")[0] not in nominated]
+        lines.append(
+            b"x-forwarded-for: %b\r\nx-forwarded-host: %b\r\nx-forwarded-proto: %b\r\n"
+            % (b", ".join(addresses), self.fields.get(b"host", b""), self._scheme.encode())
+        )
+        return b"".join(lines)
+
+
 def to_replica(
-    headers: Iterable[Header],
-    *,
-    target: bytes,
-    authority: str,
-    key: str | None,
-    request_id: str,
-    client: str,
-    scheme: str,
-    length: int,
+    head: Head, *, target: bytes, authority: str, key: str | None, request_id: str, length: int
 ) -> bytes:
-    """The head of the request that a replica gets. `target` is path and query, `client` the caller's
-    address."""
-    lines = [
+    """The head of the request that a replica gets. `target` is path and query."""
+    bearer = b"authorization: Bearer %b\r\n" % key.encode() if key else b""
+    return (
         b"POST %b HTTP/1.1\r\nhost: %b\r\naccept-encoding: identity\r\nx-request-id: %b\r\n"
-        % (target, authority.encode(), request_id.encode())
-    ]
-    forwarded = [client.encode()]
-    host = b""
-    nominated: frozenset[bytes] = frozenset()
-    for name, value in headers:
-        if name not in _NOT_TO_REPLICA:
-            lines.append(b"%b: %b\r\n" % (name, value))
-        elif name == b"x-forwarded-for":
-            forwarded.insert(-1, value)
-        elif name == b"host":
-            host = value
-        elif name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
-            nominated |= {part.strip().lower() for part in value.split(b",")}
-    if nominated:
-        lines = lines[:1] + [line for line in lines[1:] if line.partition(b":")[0] not in nominated]
-    if key:
-        lines.append(b"authorization: Bearer %b\r\n" % key.encode())
-    lines.append(
-        b"x-forwarded-for: %b\r\nx-forwarded-host: %b\r\nx-forwarded-proto: %b\r\ncontent-length: %d\r\n\r\n"
-        % (b", ".join(forwarded), host, scheme.encode(), length)
+        b"%b%bcontent-length: %d\r\n\r\n"
+        % (target, authority.encode(), request_id.encode(), head.forwarded, bearer, length)
     )
-    return b"".join(lines)
 
 
 def to_client(headers: Iterable[Header], request_id: str, *, sized: bool = True) -> list[Header]:

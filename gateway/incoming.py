@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from gateway import openai
 from gateway.errors import GatewayError
-from gateway.headers import Header
+from gateway.headers import Head, Header
 from gateway.proxy import Exchange
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ class _NoEvent:
     def set(self) -> None: ...
 
 
+_NO_EVENT = _NoEvent()
+
+
 class Client:
     """The client's end of one proxied request: what it sent, and the only way to answer it.
 
@@ -37,13 +40,15 @@ class Client:
 
     __slots__ = (
         "_begun", "_chunked", "_flow", "_got", "_left", "_limit", "_protocol", "_size", "_timer",
-        "_transport", "_unsent", "body", "disconnected", "endpoint", "exchange", "expects", "headers",
-        "keep_alive", "message_event", "more_body", "query", "response_complete", "version",
+        "_transport", "_unsent", "body", "declared", "disconnected", "endpoint", "exchange", "expects",
+        "head", "keep_alive", "message_event", "more_body", "query", "response_complete", "version",
     )  # fmt: skip
 
     def __init__(
         self,
         protocol: GatewayProtocol,
+        head: Head,
+        length: bytes,
         endpoint: openai.Endpoint,
         query: bytes,
         version: str,
@@ -63,14 +68,15 @@ class Client:
         self.endpoint = endpoint
         self.query = query
         self.version = version
-        self.headers: list[Header] = protocol.headers
-        self.expects = protocol.expect_100_continue and version == "1.1"
+        self.head = head
+        self.declared = int(length or 0)  # bytes of the body, by its head; 0 where that does not say
+        self.expects = head.expects and version == "1.1"
         self.keep_alive = keep_alive
         self.body = b""  # the base class's; ours is in _got
         self.more_body = True
         self.response_complete = False
         self.disconnected = False
-        self.message_event = _NoEvent()
+        self.message_event = _NO_EVENT
         self.exchange: Exchange | None = Exchange(protocol.worker, self)  # until it has ended
 
     def __repr__(self) -> str:
@@ -83,13 +89,19 @@ class Client:
         return client[0] if client else "unknown"
 
     @property
-    def scheme(self) -> str:
-        return self._protocol.scheme or "http"
-
-    @property
     def paused(self) -> bool:
         """Whether the client reads too slowly: over 64 KiB wait to be sent."""
         return bool(self._flow.write_paused)
+
+    def serve(self, exchange: Exchange) -> None:
+        """The request is being served, for now without a task: a stopping server waits for it, too."""
+        tasks: set[Any] = self._protocol.tasks  # it has `cancel`, all that is called
+        tasks.add(exchange)
+
+    def served(self, exchange: Exchange) -> None:
+        """It has ended."""
+        tasks: set[Any] = self._protocol.tasks
+        tasks.discard(exchange)
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """The request's task: a stopping server waits for it, and cancels it at last."""
@@ -128,11 +140,12 @@ class Client:
             return
         if self.expects:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._arm()
 
     async def run_asgi(self, app: object) -> None:
         """The base class starts a pipelined request so."""
         self.begin()
+        if self.more_body:
+            self.watch()
 
     def feed(self, data: bytes) -> None:
         """Bytes of the body; those of a refused request are dropped."""
@@ -193,6 +206,11 @@ class Client:
         self._got = b""
         if self.exchange is not None:
             self.exchange.on_gone()
+
+    def watch(self) -> None:
+        """All that was read is looked at, and more of the body is to come."""
+        if self._timer is None and self._begun:
+            self._arm()
 
     def _arm(self) -> None:
         if self._timer is not None:

@@ -200,10 +200,11 @@ def takes_rid(body: Body, endpoint: Endpoint) -> bool:
     return isinstance(prompt, list) and bool(prompt) and all(type(x) is int for x in prompt)
 
 
-def with_rid(raw: bytes, rid: str) -> bytes:
-    """The same bytes with `"rid"` as first member. `raw` is a non-empty JSON object in UTF-8."""
+def with_rid(raw: bytes, rid: str) -> tuple[bytes, bytes]:
+    """The same bytes with `"rid"` as first member, in two pieces: a body may be large. `raw` is a non-empty
+    JSON object in UTF-8."""
     at = raw.index(b"{") + 1
-    return b'%b"rid":"%b",%b' % (raw[:at], rid.encode(), raw[at:])
+    return b'%b"rid":"%b",' % (raw[:at], rid.encode()), raw[at:]
 
 
 def _kind(value: object) -> str:

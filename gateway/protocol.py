@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from gateway import openai
 from gateway.errors import BadRequest, End, GatewayError, Shutdown
+from gateway.headers import Head
 from gateway.incoming import Client
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ READ_SECONDS = 30.0
 # Bytes that come without any of a body among them: a head, trailers, chunk extensions. llhttp has no limit.
 MAX_HEAD = 64 * 1024
 MAX_AHEAD = 64 * 1024  # bytes of requests that wait for their turn; then no more are read
+MAX_KEPT = 4096  # bytes of a head that is remembered until the next request
 
 
 class GatewayProtocol(HttpToolsProtocol):
@@ -44,6 +46,8 @@ class GatewayProtocol(HttpToolsProtocol):
     _dry = 0  # bytes since a head or a piece of a body was complete
     _ahead = 0  # bytes read since a request had to wait for its turn
     _held_up = False  # the next request waits until the client has read its answers so far
+    _length = b""  # of the body, as the head declares it
+    _head: Head | None = None  # the last one
 
     @property
     def worker(self) -> Worker:
@@ -65,6 +69,8 @@ class GatewayProtocol(HttpToolsProtocol):
             self._ahead += len(data)
             self._bound_pipeline()
         cycle: Any = self.cycle
+        if type(cycle) is Client and cycle.more_body:
+            cycle.watch()
         if (
             (cycle is None or cycle.response_complete)
             and self.timeout_keep_alive_task is None
@@ -78,15 +84,15 @@ class GatewayProtocol(HttpToolsProtocol):
         # The scope is made only for what goes to the ASGI app.
         self.url = b""
         self.headers = []
-        self.expect_100_continue = False
+        self._length = b""
         self._in_head = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # else a trailer: nobody asked for it
-            name = name.lower()
-            if name == b"expect" and value.lower() == b"100-continue":
-                self.expect_100_continue = True
-            self.headers.append((name, value))
+            if len(name) == 14 and name.lower() == b"content-length":  # of all lines the one that varies
+                self._length = value
+            else:
+                self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         if self.transport.is_closing():  # behind a request that was the last
@@ -113,22 +119,32 @@ class GatewayProtocol(HttpToolsProtocol):
                 self._in_head = False
                 self._proxied(endpoint, query)
                 return
-        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        url, head, length = self.url, self._read_head(), self._length
         super().on_message_begin()
-        self.url, self.expect_100_continue = url, expects
-        self.headers += headers
+        self.url, self.expect_100_continue = url, head.expects
+        self.headers += head.lines
+        if length:
+            self.headers.append((b"content-length", length))
         super().on_headers_complete()
         self._in_head = False
 
     def _proxied(self, endpoint: openai.Endpoint, query: bytes) -> None:
         version, previous = self.parser.get_http_version(), self.cycle
         keep_alive = version == "1.1" and bool(self.parser.should_keep_alive())
-        client = Client(self, endpoint, query, version, keep_alive)
+        client = Client(self, self._read_head(), self._length, endpoint, query, version, keep_alive)
         self.cycle = client  # type: ignore[assignment]  # see the module
         if (previous is None or previous.response_complete) and not self._held_up:
             client.begin()
         else:  # read on: a client that leaves is to be noticed
             self.pipeline.appendleft((client, self.app))  # type: ignore[arg-type]
+
+    def _read_head(self) -> Head:
+        head = self._head
+        if head is None or head.raw != self.headers:
+            address = self.client[0] if self.client else "unknown"
+            head = Head(self.headers, address, self.scheme or "http")
+            self._head = head if sum(len(n) + len(v) for n, v in self.headers) <= MAX_KEPT else None
+        return head
 
     def on_body(self, body: bytes) -> None:
         self._dry = 0

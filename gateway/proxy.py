@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from gateway import headers as lines
 from gateway import openai
+from gateway.admission import Passed
 from gateway.errors import (
     BadRequest,
     BodyTooLarge,
@@ -25,13 +26,13 @@ from gateway.errors import (
     NotTaken,
     Shutdown,
     Undialable,
-    UnsupportedEncoding,
     UpstreamError,
 )
 from gateway.hold import Place, monotonic_ns
-from gateway.patience import Patience, check_limit, check_wish, cold_headers, hold, patience
+from gateway.patience import Patience, check_limit, check_wish, cold_headers, hold
 from gateway.relay import Attempt, counts_against
 from gateway.reply import Reply
+from gateway.upstream import Stale
 from gateway.upstreams import Lease, Upstream, Upstreams
 
 if TYPE_CHECKING:
@@ -53,7 +54,6 @@ class Exchange:
         "_attempt",
         "_body",
         "_cut",
-        "_head",
         "_since",
         "_task",
         "attempts",
@@ -98,7 +98,6 @@ class Exchange:
         self.served = False  # accepted: counted as arrived
         self.ended = False
         self._since = monotonic_ns()
-        self._head: dict[bytes, bytes] = {}
         self._body = b""
         self._attempt: Attempt | None = None
         self._task: asyncio.Task[None] | None = None
@@ -117,7 +116,7 @@ class Exchange:
     def on_body(self, body: bytes) -> None:
         """The whole body is here."""
         if self._checked(self._check_body, body):
-            self._task = self.client.spawn(self._run())
+            self._checked(self._begin)
 
     def _checked(self, check: Callable[..., None], *what: bytes) -> bool:
         try:
@@ -149,9 +148,21 @@ class Exchange:
 
     def on_unrun(self) -> None:
         """The task was cancelled before its first step."""
+        if self.lease is not None:
+            self.lease.release()
         if self._cut is None:
             self._fail(Shutdown("This gateway is stopping and waited as long as it may."))
         self._account(self._cut or End.SHUTDOWN)
+
+    def cancel(self, msg: str | None = None) -> None:
+        """The server has waited as long as it may (what has a task, that is cancelled)."""
+        if self._task is None:
+            self.loop.call_soon(self._stopped)
+
+    def _stopped(self) -> None:
+        if self._task is None and not self.ended:
+            self._let_go()
+            self.on_unrun()
 
     def on_gone(self) -> None:
         """The connection is closed."""
@@ -168,6 +179,7 @@ class Exchange:
         if end is End.CLIENT_SLOW:
             self.client.sever()
         if self._task is None:
+            self._let_go()
             self._account(end)
         elif self._cut is None and (not self.reply.finished or self.client.paused):
             self._cut = end
@@ -176,44 +188,24 @@ class Exchange:
     # --- checks
 
     def _check_head(self) -> None:
-        worker, settings = self.worker, self.worker.settings
-        self._head = headers = dict(self.client.headers)
-        self.request_id = lines.request_id(headers, self.rid)
+        worker, head = self.worker, self.client.head
+        self.request_id = lines.request_id(head.fields, self.rid)
         self.reply.describe(stream=False, model="", rid=self.rid, request_id=self.request_id)
-        self.key = worker.keys.check(headers)
-        encoding = headers.get(b"content-encoding", b"identity").strip().lower()
-        if encoding not in (b"", b"identity"):
-            raise UnsupportedEncoding(
-                f"Content-Encoding {encoding.decode('latin-1')!r} is not served: send the body uncompressed."
-            )
-        kind = headers.get(b"content-type", b"")
-        if kind != b"application/json" and kind.partition(b";")[0].strip().lower() != b"application/json":
-            # Also what keeps a web page from waking a paid machine: a browser asks before it may send this
-            # type.
-            raise UnsupportedEncoding(
-                "Send the body as JSON, with 'Content-Type: application/json'.",
-                code="unsupported_content_type",
-            )
-        declared = headers.get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > settings.max_body:
+        passed, keys, settings = head.passed, worker.keys, worker.settings
+        if type(passed) is not Passed or passed.keys is not keys or passed.settings is not settings:
+            passed = head.passed = Passed(keys, settings, head.fields)
+        self.key = passed.key
+        self.patience = passed.patience
+        declared, limit = self.client.declared, settings.max_body
+        if declared > limit:
             raise BodyTooLarge(
-                f"The request body has {int(declared)} bytes; at most {settings.max_body} are served "
-                "(--max-body)."
+                f"The request body has {declared} bytes; at most {limit} are served (--max-body)."
             )
 
     def _check_body(self, raw: bytes) -> None:
-        worker, settings = self.worker, self.worker.settings
         self._body = raw
         body = openai.parse(raw, self.endpoint)
-        self.upstreams = upstreams = worker.service_for(body.get("model"))
-        self.patience = patience(
-            self._head.get(b"x-stainless-read-timeout"),
-            self._head.get(b"x-gateway-hold"),
-            hold=settings.hold,
-            commit_after=settings.commit_after,
-            beat_every=settings.beat_every,
-            beat_after=settings.beat_after,
-        )
+        self.upstreams = upstreams = self.worker.service_for(body.get("model"))
         self.model = body.get("model") or upstreams.info.model
         if not openai.takes_rid(body, self.endpoint):
             self.rid = ""
@@ -229,28 +221,86 @@ class Exchange:
         self.reply.fail(error)
         self._account(error.end)
 
+    # --- served at once, without a task
+
+    def _begin(self) -> None:
+        """Send it where there is a place for it and a connection; else a task sees to it. Raises why not."""
+        upstreams = self.upstreams
+        assert upstreams is not None
+        self.worker.arrived(upstreams)
+        self.served = True
+        self.lease = lease = upstreams.lease(self._since, len(self._body))
+        upstream = lease.take()
+        connection = upstream.pool.pooled() if upstream is not None else None
+        if upstream is None or connection is None:
+            self._spawn()
+            return
+        self.client.serve(self)
+        self.upstream = upstream
+        self.attempts = 1
+        self._attempt = attempt = Attempt(self, upstreams, upstream)
+        attempt.begin(connection, self._over)
+
+    def _over(self, error: Exception | None) -> None:
+        """How the attempt without a task has ended."""
+        upstreams, lease = self.upstreams, self.lease
+        assert upstreams is not None
+        assert lease is not None
+        assert self.upstream is not None
+        self._attempt = None
+        if type(error) is not Stale:  # that one is sent again, in its place
+            self._judge(upstreams, self.upstream, error)
+            lease.release()
+        if error is None:
+            if self.client.paused:
+                self._spawn()
+            else:
+                self._account(End.COMPLETE)
+        elif isinstance(error, Stale | NotTaken | DiedSilent):
+            self._spawn(error)
+        else:
+            self._account(self._failed(error))
+
+    def _let_go(self) -> None:
+        """End the attempt without a task, if there is one."""
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None:
+            attempt.abandon()
+        if self.lease is not None:
+            self.lease.release()
+
     # --- the task
 
-    async def _run(self) -> None:
+    def _spawn(self, error: Stale | UpstreamError | None = None) -> None:
+        """Go on in a task; `error` is how the first attempt ended."""
+        self._task = self.client.spawn(self._run(error))
+
+    async def _run(self, error: Stale | UpstreamError | None) -> None:
         """Serve the request, and account its end. Raises nothing of its own."""
         end = End.COMPLETE
         try:
-            await self._serve()
+            if not self.reply.finished:
+                await self._serve(error)
             if self.client.paused:
                 await self._drain()
         except asyncio.CancelledError:
             end = self._cut or End.SHUTDOWN
             if self._cut is None:  # the drain limit of a stopping gateway
                 self._fail(Shutdown("This gateway is stopping and waited as long as it may."))
-        except GatewayError as error:
-            end = error.end
-            self._fail(error)
-        except Exception:
-            end = InternalError.end
-            log.exception("request %s failed by a fault of the gateway's own", self.request_id)
-            self._fail(InternalError("The gateway failed; the cause is in its log."))
+        except Exception as failure:
+            end = self._failed(failure)
         finally:
+            del error
             self._account(end)
+
+    def _failed(self, error: Exception) -> End:
+        """Tell the client; returns the request's end."""
+        if isinstance(error, GatewayError):
+            self._fail(error)
+            return error.end
+        log.error("request %s failed by a fault of the gateway's own", self.request_id, exc_info=error)
+        self._fail(InternalError("The gateway failed; the cause is in its log."))
+        return InternalError.end
 
     def _fail(self, error: GatewayError) -> None:
         try:
@@ -269,55 +319,87 @@ class Exchange:
             self.client.sever()
             raise asyncio.CancelledError from None
 
-    async def _serve(self) -> None:
-        """Attempts around the lease: another one only while no byte of a response has come."""
+    async def _serve(self, error: Stale | UpstreamError | None) -> None:
+        """Attempts, each around a lease: another one only while no byte of a response has come.
+
+        The first may have been made; it ended with `error`. A stale connection costs no attempt and keeps its
+        place.
+        """
+        avoid: list[str] = []
+        try:
+            while True:
+                if isinstance(error, UpstreamError):
+                    if not self._may_try_again(error, avoid):
+                        raise error
+                    error = None
+                try:
+                    await self._once(stale=error is not None)
+                    return
+                except (Undialable, NotTaken, DiedSilent) as failed:
+                    error = failed
+        finally:
+            error = None  # its traceback has this frame: no cycle
+
+    def _may_try_again(self, error: UpstreamError, avoid: list[str]) -> bool:
+        """Make ready for another attempt, if there is to be one. Raises HoldTimeout."""
         upstreams = self.upstreams
         assert upstreams is not None
-        self.worker.arrived(upstreams)
-        self.served = True
-        avoid: list[str] = []
-        again = False
-        while True:
-            try:
+        assert self.upstream is not None
+        if isinstance(error, Undialable):
+            # Nothing was sent: no attempt. It waits for whoever can be dialled, as long as any hold may.
+            hopeless = error.lasting or self.patience.mode == "reject"
+            if hopeless and not upstreams.has_other_than(()):
+                return False
+            self.attempts -= 1
+            check_limit(self, upstreams)
+        else:  # nothing ran, or nothing was answered: safe to try elsewhere
+            avoid.append(self.upstream.id)
+            if self.attempts >= MAX_ATTEMPTS or not upstreams.has_other_than(avoid):
+                return False
+        self.retried(error.cause)
+        self.lease = upstreams.lease(self._since, len(self._body), avoid, again=True)
+        return True
+
+    async def _once(self, *, stale: bool) -> None:
+        """One attempt, in its lease."""
+        upstreams, lease = self.upstreams, self.lease
+        assert upstreams is not None
+        assert lease is not None
+        try:
+            upstream = lease.upstream
+            if upstream is None:
                 check_wish(self, upstreams)
-                self.lease = upstreams.lease(self._since, len(self._body), avoid, self._hold, again=again)
-                async with self.lease as upstream:
-                    self.upstream = upstream
-                    self.attempts += 1
-                    await self._try(upstreams, upstream)
-                return
-            except Undialable as error:
-                # Nothing was sent: no attempt. It waits for whoever can be dialled, as long as any hold may.
-                hopeless = error.lasting or self.patience.mode == "reject"
-                if hopeless and not upstreams.has_other_than(()):
-                    raise
-                self.attempts -= 1
-                check_limit(self, upstreams)
-                self.retried(error.cause)
-            except (NotTaken, DiedSilent) as error:
-                # Nothing ran, or nothing was answered: safe to try elsewhere.
-                assert self.upstream is not None
-                avoid.append(self.upstream.id)
-                if self.attempts >= MAX_ATTEMPTS or not upstreams.has_other_than(avoid):
-                    raise
-                self.retried(error.cause)
-            again = True
+                upstream = lease.take() or await lease.wait(self._hold)
+            self.upstream = upstream
+            if stale:
+                self.retried("stale")
+            else:
+                self.attempts += 1
+            await self._try(upstreams, upstream, fresh=stale)
+        finally:
+            lease.release()
 
     async def _hold(self, place: Place) -> None:
         await hold(self, place)
 
-    async def _try(self, upstreams: Upstreams, upstream: Upstream) -> None:
+    async def _try(self, upstreams: Upstreams, upstream: Upstream, *, fresh: bool) -> None:
         self._attempt = attempt = Attempt(self, upstreams, upstream)
         try:
-            await attempt.run()
+            await attempt.run(fresh=fresh)
         except UpstreamError as error:
-            if counts_against(error):
-                upstreams.failed(upstream, error.message, unreachable=isinstance(error, Undialable))
+            self._judge(upstreams, upstream, error)
             raise
         else:
-            upstreams.succeeded(upstream)
+            self._judge(upstreams, upstream, None)
         finally:
             self._attempt = None
+
+    def _judge(self, upstreams: Upstreams, upstream: Upstream, error: Exception | None) -> None:
+        """What the attempt says of the replica."""
+        if error is None:
+            upstreams.succeeded(upstream)
+        elif isinstance(error, UpstreamError) and counts_against(error):
+            upstreams.failed(upstream, error.message, unreachable=isinstance(error, Undialable))
 
     def retried(self, cause: str) -> None:
         """The request is sent again, for this cause."""
@@ -328,20 +410,19 @@ class Exchange:
 
     def request(self, upstreams: Upstreams, upstream: Upstream) -> bytes:
         """The bytes for this upstream: the client's body, our `rid` put first."""
-        client, pool = self.client, upstream.pool
-        body = openai.with_rid(self._body, self.rid) if self.rid else self._body
+        client, pool, first, rest = self.client, upstream.pool, b"", self._body
+        if self.rid:
+            first, rest = openai.with_rid(rest, self.rid)
         target = pool.prefix + self.endpoint.target + (b"?" + client.query if client.query else b"")
         head = lines.to_replica(
-            client.headers,
+            client.head,
             target=target,
             authority=pool.authority,
             key=upstreams.info.replica_key,
             request_id=self.request_id,
-            client=client.address,
-            scheme=client.scheme,
-            length=len(body),
+            length=len(first) + len(rest),
         )
-        return head + body
+        return b"".join((head, first, rest))
 
     # --- waiting
 
@@ -361,5 +442,6 @@ class Exchange:
         tokens = openai.usage(self.reply.tail)
         self.worker.ended(self, end, self.loop.time() - self.started, tokens)
         # No reference cycle: the memory, the body's above all, is to go now and not some day.
+        self.client.served(self)
         self._task = self.lease = self.client.exchange = None
         self._body = b""

@@ -1,14 +1,17 @@
 """One attempt: a request on one connection to one upstream, its answer relayed as it comes.
 
-The request's task sleeps while the answer streams. Bytes go from the upstream's socket to the client's in the
-callback that brought them; a client that reads too slowly pauses the upstream's socket. One timer watches the
-clock: for the beats that a silent replica needs, for its time limit and for the client's.
+All of it happens in the callbacks of the upstream's socket: the head, the first event, then the bytes, which
+go to the client's socket in the callback that brought them; a client that reads too slowly pauses the
+upstream's socket. So a request that finds a replica and a connection needs no task at all; one that must dial
+or wait has one, which sleeps meanwhile. One timer watches the clock: for the beats that a silent replica
+needs, for its time limit and for the client's.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gateway import headers as lines
@@ -24,13 +27,11 @@ MAX_ERROR_BODY = 256 * 1024  # bytes read of a replica's error answer
 
 
 class Attempt:
-    """Mutable: by the request's task, and by the callbacks of socket and timer. `connection` is set once
-    dialled.
-    """
+    """Mutable: by the callbacks of socket and timer. `connection` is set while one is in use."""
 
     __slots__ = (
-        "_cells", "_chunk", "_client", "_ended", "_exchange", "_last", "_loop", "_over", "_reply", "_timer",
-        "_upstream", "_upstreams", "connection",
+        "_cells", "_chunk", "_client", "_ended", "_exchange", "_held", "_last", "_loop", "_over", "_relaying",
+        "_reply", "_step", "_timer", "_upstream", "_upstreams", "connection",
     )  # fmt: skip
 
     def __init__(self, exchange: Exchange, upstreams: Upstreams, upstream: Upstream) -> None:
@@ -44,88 +45,162 @@ class Attempt:
         self._chunk = upstreams.chunks + upstream.slot
         self._last = self._loop.time()  # the replica's last sign
         self._timer: asyncio.TimerHandle | None = None
-        self._over: asyncio.Future[None] | None = None
+        self._over: Callable[[Exception | None], None] | None = None
+        self._step = Attempt._await_head  # what the next news is taken to; not bound: no cycle
+        self._held = b""  # of the answer, not passed on yet: its first event, or an error's body
+        self._relaying = False
         self._ended = False  # the stream's end marker was seen, or there is none to see
         self.connection: Connection | None = None
 
-    async def run(self) -> None:
-        """From the dial to the last byte. Raises UpstreamError; a cancellation aborts the replica's work."""
-        exchange, pool = self._exchange, self._upstream.pool
-        self._look_again(self._last)
+    def begin(self, connection: Connection, over: Callable[[Exception | None], None]) -> None:
+        """Send the request. `over` is called once, after the last byte or with what went wrong; never before
+        this returns."""
+        self.connection, self._over = connection, over
+        self._step = Attempt._await_head
+        self._last = self._loop.time()
+        if self._timer is None:
+            self._exchange.worker.watch(self)
+        connection.sink = self._heard
+        connection.request(self._exchange.request(self._upstreams, self._upstream))
+        if connection.closed:
+            self._loop.call_soon(self._heard, connection)
+
+    async def run(self, *, fresh: bool = False) -> None:
+        """From the dial to the last byte. Raises UpstreamError. `fresh`: on no pooled connection."""
+        pool = self._upstream.pool
+        self.look_again(self._last)
         try:
-            self.connection = await pool.acquire()
+            connection = await (pool.dial() if fresh else pool.acquire())
             try:
-                await self._head(self.connection)
+                await self._whole(connection)
             except Stale:
-                exchange.retried("stale")
-                self.connection = await pool.dial()
-                await self._head(self.connection)
-            await self._relay(self.connection)
-        except UpstreamTimeout:
-            self._abandon()
-            raise
+                self._exchange.retried("stale")
+                self.look_again(self._loop.time())
+                await self._whole(await pool.dial())
         except asyncio.CancelledError:
-            self._abandon()
+            self.abandon()
             raise
         finally:
-            if self._timer is not None:
-                self._timer.cancel()
-            connection, self.connection, self._over = self.connection, None, None
-            if connection is not None:
-                connection.release()
+            self._rest()
 
-    async def _head(self, connection: Connection) -> None:
-        """Send, and wait for the head: it comes with the first token, after queueing and prefill."""
-        self._last = self._loop.time()
-        connection.request(self._exchange.request(self._upstreams, self._upstream))
-        await connection.head()
-        self._last = self._loop.time()
+    async def _whole(self, connection: Connection) -> None:
+        future: asyncio.Future[None] = self._loop.create_future()
+        self.begin(connection, partial(_settle, future))
+        try:
+            await future
+        finally:
+            del future  # an error's traceback has this frame, and the future has the error: no cycle
 
-    async def _relay(self, connection: Connection) -> None:
+    def abandon(self) -> None:
+        """Nobody waits for this answer any more: close, without a word to whoever began it."""
+        self._over = None
+        self._abort()
+        self._rest()
+
+    def _rest(self) -> None:
+        """Give back what is held."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        else:
+            self._exchange.worker.young.discard(self)
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.release()
+
+    # --- the callbacks of the upstream's socket
+
+    def _heard(self, connection: Connection) -> None:
+        """Bytes, the end or a failure of the upstream."""
+        if self.connection is not connection or self._over is None:
+            return
+        try:
+            self._step(self, connection)
+        except Exception as error:
+            self._finish(error)
+        else:
+            if self._reply.finished:
+                self._finish(None)
+
+    def _finish(self, error: Exception | None) -> None:
+        over, self._over = self._over, None
+        if type(error) is UpstreamTimeout:
+            self._abort()
+        self._rest()
+        if over is not None:
+            over(error)
+
+    def _await_head(self, connection: Connection) -> None:
+        """The head comes with the first token, after queueing and prefill."""
+        if not connection.started:
+            connection.check()
+            return
         reply = self._reply
+        self._last = self._loop.time()
         if not 200 <= connection.status < 300:
-            raise openai.refused(connection.status, await self._error_body(connection))
+            self._step = Attempt._await_error
+            self._await_error(connection)
+            return
         events = lines.value(connection.headers, b"content-type").lower().startswith(b"text/event-stream")
         if reply.committed and reply.stream and not events:
-            raise openai.refused(502, await self._error_body(connection))
-        if reply.committed and events and not reply.stream:
+            self._step = Attempt._await_error
+            self._await_error(connection)
+        elif reply.committed and events and not reply.stream:
             raise BadResponse("The replica streams an answer that was not to be streamed.")
-        first = b""
-        if events:
-            first = await self._first_event(connection)
-            error = openai.first_event_error(first)
-            if error is not None:
-                raise error
+        elif events:
+            self._step = Attempt._await_first_event
+            self._await_first_event(connection)
+        else:
+            self._ended = True
+            self._begin_relay(connection, events=False)
+
+    def _await_error(self, connection: Connection) -> None:
+        """An answer that says no: its body, or what comes of it."""
+        self._held += connection.take()
+        if not connection.exhausted and len(self._held) < MAX_ERROR_BODY:
+            try:
+                connection.check()
+            except (DiedMidway, BadResponse):
+                pass  # what came of it will do
+            else:
+                return
+        raise openai.refused(connection.status if connection.status >= 300 else 502, self._held)
+
+    def _await_first_event(self, connection: Connection) -> None:
+        """Bytes up to at least the first event's blank line, or as much as is looked at."""
+        data = connection.take()
+        if data:
+            self._last = self._loop.time()
+            self._held = data = self._held + data if self._held else data
+        else:
+            data = self._held
+        if openai.first_event_end(data) < 0 and len(data) < openai.FIRST_EVENT_LIMIT:
+            if not connection.exhausted:
+                connection.check()
+                return
+            if not openai.is_complete(data, self._exchange.endpoint):
+                raise DiedMidway("The replica ended its stream within the first event.")
+        error = openai.first_event_error(data)
+        if error is not None:
+            raise error
+        self._held = b""
+        self._begin_relay(connection, data, events=True)
+
+    def _begin_relay(self, connection: Connection, first: bytes = b"", *, events: bool) -> None:
+        reply = self._reply
         if not reply.started:
             reply.stream = events
             # A stream may get beats and an error event of ours: its length is not the replica's to say.
             head = lines.to_client(connection.headers, self._exchange.request_id, sized=not events)
             reply.start(connection.status, head)
-        self._ended = not events
+        self._step = Attempt._news
+        self._relaying = True
         if first:
             self._pass_on(first, connection)
         if not reply.finished:
             self._news(connection)
         if not reply.finished:
             self._client.flush()
-            self._over = self._loop.create_future()
-            connection.sink = self._heard
-            await self._over
-
-    # --- the callbacks of a relay
-
-    def _heard(self, connection: Connection) -> None:
-        """Bytes, the end or a failure of the upstream."""
-        over = self._over
-        if over is None or over.done():
-            return
-        try:
-            self._news(connection)
-        except Exception as error:
-            over.set_exception(error)
-        else:
-            if self._reply.finished:
-                over.set_result(None)
 
     def _news(self, connection: Connection) -> None:
         data = connection.take()
@@ -153,7 +228,7 @@ class Attempt:
         reply.relay(data, now)
         if self._client.paused:
             connection.pause()
-            self._look_again(now)
+            self.look_again(now)
         elif connection.exhausted or connection.closed:
             self._news(connection)
 
@@ -162,38 +237,15 @@ class Attempt:
         connection = self.connection
         # Its slow time is not the replica's silence.
         self._last = self._reply.sent_at = now = self._loop.time()
-        self._look_again(now)
-        if connection is not None and self._over is not None:
+        self.look_again(now)
+        if connection is not None and self._relaying:
             connection.resume()
             if connection.exhausted or connection.closed:
                 self._heard(connection)
 
-    # --- before the relay
-
-    async def _first_event(self, connection: Connection) -> bytes:
-        """Bytes up to at least the first event's blank line, or as much as is looked at."""
-        data = b""
-        while openai.first_event_end(data) < 0 and len(data) < openai.FIRST_EVENT_LIMIT:
-            more = await connection.read()
-            self._last = self._loop.time()
-            if more:
-                data += more
-            elif openai.is_complete(data, self._exchange.endpoint):
-                break
-            else:
-                raise DiedMidway("The replica ended its stream within the first event.")
-        return data
-
-    async def _error_body(self, connection: Connection) -> bytes:
-        data = b""
-        with contextlib.suppress(DiedMidway, BadResponse):  # what came of it will do
-            while len(data) < MAX_ERROR_BODY and (more := await connection.read()):
-                data += more
-        return data
-
-    def _abandon(self) -> None:
-        """Nobody waits for this answer any more. SGLang sees a closed connection at once only while it
-        streams; a queued or non-streaming request it would go on with for 4 s, so it is told."""
+    def _abort(self) -> None:
+        """SGLang sees a closed connection at once only while it streams; a queued or non-streaming request it
+        would go on with for 4 s, so it is told."""
         exchange, reply = self._exchange, self._reply
         if exchange.rid and self.connection is not None and not (reply.stream and reply.relayed):
             exchange.worker.abort(self._upstreams, self._upstream, exchange.rid)
@@ -237,12 +289,27 @@ class Attempt:
             else:
                 self._reply.sent_at = now  # nothing can be slipped in here: look again later
                 self._reply.beating = True
-        self._look_again(now)
+        self.look_again(now)
 
-    def _look_again(self, now: float) -> None:
+    def look_again(self, now: float) -> None:
+        """Watch the clock for this attempt. `now` is the loop's time."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_at(max(self._next_look(now), now + 0.01), self._tick)
+
+    def look_first(self, now: float) -> None:
+        """As `look_again`, some time after it began; unless it is over, or has been looked at."""
+        if self._timer is None and self._over is not None:
+            self.look_again(now)
+
+
+def _settle(future: asyncio.Future[None], error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)
 
 
 def counts_against(error: UpstreamError) -> bool:

@@ -311,15 +311,19 @@ class Pool:
     def __repr__(self) -> str:
         return f"<Pool {self.authority} idle={len(self._idle)}>"
 
-    async def acquire(self) -> Connection:
-        """A connection to send one request on; pooled ones first, newest first. Raises Undialable."""
+    def pooled(self) -> Connection | None:
+        """An idle connection to send one request on, the newest; None: dial."""
         while self._idle:
             connection = self._idle.pop()
             if not connection.stale:
                 connection.reused = True
                 return connection
             connection.abort()
-        return await self.dial()
+        return None
+
+    async def acquire(self) -> Connection:
+        """A connection to send one request on. Raises Undialable."""
+        return self.pooled() or await self.dial()
 
     async def dial(self) -> Connection:
         """A new connection. Raises Undialable."""

@@ -11,7 +11,6 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
-from types import TracebackType
 
 from gateway.errors import ColdStartFailed, GatewayError, LaunchBlocked, ServicePaused, Shutdown
 from gateway.hold import Place, WaitingRoom
@@ -176,20 +175,13 @@ class Upstreams:
     # --- choosing and counting
 
     def lease(
-        self,
-        since: int,
-        size: int,
-        avoid: Collection[str],
-        hold: Callable[[Place], Awaitable[None]],
-        *,
-        again: bool = False,
+        self, since: int, size: int, avoid: Collection[str] = (), *, again: bool = False
     ) -> Lease:
-        """The right to send one request to one upstream, counted on the board until the block ends.
+        """The right to send one request to one upstream, counted on the board until it is released.
 
-        `since`: monotonic_ns of the request's arrival. `hold(place)` is awaited when it must wait; it returns
-        when the place's future is done and may raise to give up. `again`: it had a lease before.
+        `since`: monotonic_ns of the request's arrival. `again`: it had a lease before.
         """
-        return Lease(self, since, size, avoid, hold, again)
+        return Lease(self, since, size, avoid, again)
 
     def _in_flight(self, upstream: Upstream) -> int:
         cells, slot = self._cells, upstream.slot
@@ -265,54 +257,46 @@ class Upstreams:
 
 
 class Lease:
-    """`async with` it: there is no other way to be counted, so none to forget the end.
+    """Taken once, at once or after a wait; whoever took it must release it, in a `finally`, or in the one
+    place where a request ends.
 
-    `counted`, `released`: monotonic_ns before and after the replica was chosen and counted, and before and
-    after the count went back; 0 = not yet. In between the board changed: what other processes did before or
-    after is certain.
+    `upstream`: the one it was taken on, None before and after. `counted`, `released`: monotonic_ns before and
+    after the replica was chosen and counted, and before and after the count went back; 0 = not yet. In
+    between the board changed: what other processes did before or after is certain.
     """
 
-    __slots__ = (
-        "_again", "_avoid", "_hold", "_since", "_size", "_upstream", "_upstreams", "counted", "released",
-    )  # fmt: skip
+    __slots__ = ("_again", "_avoid", "_since", "_size", "_upstreams", "counted", "released", "upstream")
 
     def __init__(
-        self,
-        upstreams: Upstreams,
-        since: int,
-        size: int,
-        avoid: Collection[str],
-        hold: Callable[[Place], Awaitable[None]],
-        again: bool,
+        self, upstreams: Upstreams, since: int, size: int, avoid: Collection[str], again: bool
     ) -> None:
         self._again = again
         self._upstreams = upstreams
         self._since = since
         self._size = size
         self._avoid = avoid
-        self._hold = hold
-        self._upstream: Upstream | None = None
+        self.upstream: Upstream | None = None
         self.counted = (0, 0)
         self.released = (0, 0)
 
-    async def __aenter__(self) -> Upstream:
-        upstreams = self._upstreams
+    def take(self) -> Upstream | None:
+        """The upstream, if there is a place for it now; None: `wait`. Raises why it is not even held."""
         before = time.monotonic_ns()
-        upstream = upstreams._acquire(self._since, self._avoid)
-        if upstream is None:
-            upstream = await self._wait()
-        else:
+        upstream = self._upstreams._acquire(self._since, self._avoid)
+        if upstream is not None:
+            self.upstream = upstream
             self.counted = (before, time.monotonic_ns())
-        self._upstream = upstream
         return upstream
 
-    async def _wait(self) -> Upstream:
+    async def wait(self, hold: Callable[[Place], Awaitable[None]]) -> Upstream:
+        """The upstream, after a wait for a place. `hold(place)` is awaited: it returns when the place's
+        future is done and may raise to give up."""
         upstreams = self._upstreams
         place = upstreams.room.enter(self._since, self._size, self._avoid, again=self._again)
         future = place.future
         try:
-            await self._hold(place)
-            upstream = future.result()
+            await hold(place)
+            self.upstream = upstream = future.result()
             self.counted = place.counted
             return upstream
         except BaseException:
@@ -324,9 +308,8 @@ class Lease:
             upstreams.room.leave(place)
             del place, future  # an error's traceback has this frame, and the future has the error: no cycle
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._upstream is not None:
-            self.released = self._upstreams._finish(self._upstream)
-            self._upstream = None
+    def release(self) -> None:
+        """Count it back; again, or never taken: nothing."""
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
+            self.released = self._upstreams._finish(upstream)

@@ -13,6 +13,7 @@ from gateway.errors import End, GatewayError, ModelNotFound, Shutdown
 from gateway.keys import ApiKeys
 from gateway.metrics import ServiceMetrics
 from gateway.proxy import Exchange
+from gateway.relay import Attempt
 from gateway.settings import Settings
 from gateway.upstream import Stale
 from gateway.upstreams import Limits, Upstream, Upstreams
@@ -22,6 +23,7 @@ from replicas.control import ColdStart, ControlClient, Snapshot
 log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 1.0
+YOUNG_SECONDS = 0.1  # no attempt needs its clock watched sooner (patience.SHORTEST_PAUSE)
 ABORT_SECONDS = 5.0
 # A request that would not be held still wants a replica: it counts as one waiting for this long, so that the
 # launch
@@ -59,6 +61,7 @@ class Worker:
             wakers=lambda: self._wakers,
         )
         self.stopping = False
+        self.young: set[Attempt] = set()  # those without a timer of their own yet
 
     def __repr__(self) -> str:
         return f"<Worker {self.index} {' '.join(map(repr, self.services.values()))}>"
@@ -178,6 +181,18 @@ class Worker:
             self._level()
 
     # --- requests
+
+    def watch(self, attempt: Attempt) -> None:
+        """Have its clock watched, if it lasts: most are over before a timer of their own would pay."""
+        if not self.young:
+            self._loop.call_later(YOUNG_SECONDS, self._look)
+        self.young.add(attempt)
+
+    def _look(self) -> None:
+        now, young = self._loop.time(), self.young
+        self.young = set()
+        for attempt in young:
+            attempt.look_first(now)
 
     def service_for(self, model: str | None) -> Upstreams:
         """The service a request is for. With one, any model name will do, as with SGLang itself. Raises

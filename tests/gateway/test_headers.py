@@ -15,9 +15,9 @@ def sent(headers: list[Header], **changes: Any) -> tuple[bytes, list[Header]]:
     """Request line and headers that the replica gets."""
     values: dict[str, Any] = {
         "target": b"/v1/chat/completions", "authority": "10.0.0.1:30000", "key": "replica-key",
-        "request_id": "id-1", "client": "192.0.2.7", "scheme": "http", "length": 42,
+        "request_id": "id-1", "length": 42,
     }  # fmt: skip
-    head = lines.to_replica(headers, **{**values, **changes})
+    head = lines.to_replica(lines.Head(headers, "192.0.2.7", "http"), **{**values, **changes})
     assert head.endswith(b"\r\n\r\n")
     first, *rest = head[:-4].split(b"\r\n")
     return first, [(name, value) for name, _, value in (line.partition(b": ") for line in rest)]
@@ -83,6 +83,14 @@ def test_lines_named_by_connection_stay_here() -> None:
 def test_the_client_is_put_at_the_end_of_those_it_came_through() -> None:
     _, headers = sent([(b"x-forwarded-for", b"198.51.100.1"), (b"x-forwarded-for", b"198.51.100.2")])
     assert value(headers, b"x-forwarded-for") == [b"198.51.100.1, 198.51.100.2, 192.0.2.7"]
+
+
+@pytest.mark.parametrize(("line", "expects"), [
+    ((b"Expect", b"100-continue"), True), ((b"expect", b"100-CONTINUE"), True),
+    ((b"expect", b"something"), False), ((b"x-expect", b"100-continue"), False),
+])  # fmt: skip
+def test_whether_the_client_waits_to_be_asked_for_the_body(line: Header, expects: bool) -> None:
+    assert lines.Head([line], "192.0.2.7", "http").expects is expects
 
 
 @pytest.mark.parametrize("given", [b"abc-123", b"x" * 128])

@@ -169,7 +169,7 @@ def test_with_a_rid_the_json_is_equal_apart_from_it_and_all_other_bytes_are_the_
 ) -> None:
     raw = json.dumps(body, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
     raw = before.encode() + b"{" + inside.encode() + raw[1:]
-    got = openai.with_rid(raw, "0123abcd")
+    got = b"".join(openai.with_rid(raw, "0123abcd"))
     assert json.loads(got.decode("utf-8", "surrogatepass")) == {"rid": "0123abcd", **body}
     assert got.replace(b'"rid":"0123abcd",', b"", 1) == raw
     assert got.index(b'"rid"') == len(before.encode()) + 1
