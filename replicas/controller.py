@@ -143,7 +143,8 @@ class Controller:
                 await asyncio.sleep(TICK)
             await asyncio.sleep(TICK_LEAST)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), TICK)
+                async with asyncio.timeout(TICK):  # 3.11's wait_for may swallow a cancellation
+                    await self._wake.wait()
 
     async def tick(self) -> None:
         async with self._lock:
@@ -426,7 +427,8 @@ class Controller:
                 return sorted(remaining)
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
 
     def status(self) -> dict[str, Any]:
         """The shape of GET /admin/status."""

@@ -105,7 +105,8 @@ class Prober:
             self._store(id, error)
             hurry = target.eager or error is not None
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(now.wait(), min(EAGER, target.interval) if hurry else target.interval)
+                async with asyncio.timeout(min(EAGER, target.interval) if hurry else target.interval):
+                    await now.wait()
 
     async def _ask(self, target: ProbeTarget) -> str | None:
         """None = 200; else what was wrong, in a few words."""

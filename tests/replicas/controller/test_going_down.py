@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 from replicas.lifecycle import State
 from replicas.provisioners import Instance, InstancesUnknown
 
@@ -105,3 +107,19 @@ async def test_a_drain_under_way_gets_the_short_time_and_nobody_calls_it_back(wo
     with passing_time(world):
         assert await world.controller.down(5, pause=0.01) == []
     assert "resume" not in [e["code"] for e in world.events("transition")]
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_a_controller_that_is_poked_as_it_is_cancelled_ends_nevertheless(
+    world: Any, steps: int
+) -> None:
+    """`gateway down` of a service at zero: the last look pokes it and the end cancels it, at one moment."""
+    run = asyncio.create_task(world.controller.run())
+    await asyncio.sleep(0.15)  # it waits for its next tick
+    world.controller.poke(0)
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    run.cancel()
+    done, _ = await asyncio.wait([run], timeout=1)
+    run.cancel()
+    assert done
