@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -21,10 +21,11 @@ from gateway.assembly import TABLE_FILE, make_provisioner
 from gateway.client import ClientError
 from gateway.display import price_text
 from gateway.progress import Progress, not_ended
-from replicas.provisioners import Instance, Provisioner, owned_by, service_and_owner
+from replicas.provisioners import Other, Provisioner, service_and_owner
 from replicas.table import TableError, read_owner
 
 POLL_SECONDS: Final = 0.5
+NOBODY: Final = "*"  # an owner of nothing: no name of a machine has this character
 _OWNER: Final = re.compile(r"[0-9a-f]{8}", re.ASCII)
 
 
@@ -42,7 +43,17 @@ def end_orphans(given: str, folder: Path, provisioner: str | None, *, yes: bool,
     before = statedir.last_start(folder).get("provisioner")
     where = provisioner or (before if before == "local" else "skypilot")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    asyncio.run(_end(make_provisioner(where, folder, owner), where, owner, yes=yes, limit=limit))
+    # Two of them: to look as OWNER would be to care for its replicas, such as arming their timers anew.
+    asyncio.run(
+        _end(
+            make_provisioner(where, folder, NOBODY),
+            make_provisioner(where, folder, owner),
+            where,
+            owner,
+            yes=yes,
+            limit=limit,
+        )
+    )
 
 
 def _refuse_a_living_one(owner: str, folder: Path) -> None:
@@ -56,66 +67,69 @@ def _refuse_a_living_one(owner: str, folder: Path) -> None:
                 )
 
 
-async def _end(provisioner: Provisioner, where: str, owner: str, *, yes: bool, limit: float) -> None:
+async def _end(
+    looker: Provisioner, ender: Provisioner, where: str, owner: str, *, yes: bool, limit: float
+) -> None:
     try:
-        found = await _instances(provisioner, owner)
+        known = await _replicas(looker)
+        found = known.get(owner, {})
         if not found:
-            others = await provisioner.others(())
-            known = Counter(name[1] for other in others if (name := service_and_owner(other.name)))
-            there = ", ".join(f"{name} ({n})" for name, n in sorted(known.items()))
+            there = ", ".join(f"{name} ({len(those)})" for name, those in sorted(known.items()))
             more = f"; replicas of other gateways there are of {there}" if there else ""
             click.echo(f"{where} has no replica of {owner}: nothing to end{more}")
             return
         click.echo(f"replicas of gateway {owner} on {where}:")
-        for id, instance in sorted(found.items()):
-            click.echo(f"  {id}  {_state(instance)}  {price_text(instance.hourly_cost)}")
+        for id, machine in sorted(found.items()):
+            click.echo(f"  {id}  {machine.status}  {price_text(machine.hourly_cost)}")
         if not yes:
             click.echo(
                 "No gateway of this owner is known on this machine. One that lives elsewhere cannot be seen\n"
                 "from here: it would lose these with the requests they serve, and might launch new ones."
             )
-            total = sum(instance.hourly_cost or 0.0 for instance in found.values())
+            total = sum(machine.hourly_cost or 0.0 for machine in found.values())
             click.confirm(f"End {len(found)} ({price_text(total)})?", abort=True)
-        await _end_all(provisioner, owner, found, limit)
+        left, seconds = await _end_all(ender, found, limit)
+        for id in (await _replicas(looker)).get(owner, {}).keys() - left.keys():
+            left[id] = "still listed"
+        if left:
+            raise ClientError(f"{not_ended(left, seconds)}. Give the same command again")
         click.echo(f"{len(found)} ended, verified: {where} has no replica of {owner}")
     finally:
-        await provisioner.close()
+        await looker.close()
+        await ender.close()
 
 
-async def _end_all(provisioner: Provisioner, owner: str, found: dict[str, Instance], limit: float) -> None:
+async def _end_all(ender: Provisioner, ids: Iterable[str], limit: float) -> tuple[dict[str, str], float]:
+    """What was not ended, with the reason, and the seconds that it took."""
     begun, progress = time.monotonic(), Progress(click.echo)
-    ending = {id: asyncio.create_task(provisioner.terminate(id)) for id in found}
-    last_words: dict[str, str] = {}
-    progress.show(dict.fromkeys(ending, "terminating"))
+    ending = {id: asyncio.create_task(ender.terminate(id)) for id in ids}
+    failed: dict[str, str] = {}
     while True:
+        left = dict.fromkeys(ending, "terminating") | failed
+        progress.show(left)
+        seconds = time.monotonic() - begun
+        if not ending or seconds >= limit:
+            break
         await asyncio.wait(ending.values(), timeout=POLL_SECONDS)
         for id, task in list(ending.items()):
             if task.done():
                 del ending[id]
                 if error := task.exception():
-                    last_words[id] = str(error) or type(error).__name__
-        progress.show(dict.fromkeys(ending, "terminating") | last_words)
-        passed = time.monotonic() - begun
-        if not ending or passed >= limit:
-            break
-    left = dict.fromkeys(ending, "terminating") | last_words
-    for id in (await _instances(provisioner, owner)).keys() - left.keys():
-        left[id] = "still listed"
+                    failed[id] = str(error) or type(error).__name__
     for task in ending.values():
         task.cancel()
-    if left:
-        raise ClientError(f"{not_ended(left, passed)}. Give the same command again")
+    return left, seconds
 
 
-async def _instances(provisioner: Provisioner, owner: str) -> dict[str, Instance]:
+async def _replicas(looker: Provisioner) -> dict[str, dict[str, Other]]:
+    """All gateways' replicas, by owner and name."""
     try:
-        found = await provisioner.instances()
+        await looker.instances()
+        others = await looker.others(())
     except Exception as error:
         raise ClientError(f"nothing can be said or ended: {error}") from None
-    return {id: instance for id, instance in found.items() if owned_by(id, owner)}
-
-
-def _state(instance: Instance) -> str:
-    if not instance.alive:
-        return f"dead ({instance.detail})" if instance.detail else "dead"
-    return f"starting ({instance.phase})" if instance.phase else "running"
+    found: dict[str, dict[str, Other]] = {}
+    for other in others:
+        if name := service_and_owner(other.name):
+            found.setdefault(name[1], {})[other.name] = other
+    return found

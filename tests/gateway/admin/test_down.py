@@ -23,26 +23,29 @@ if TYPE_CHECKING:
 Invoke = Callable[..., Result]
 OWNER = "deadbeef"
 ONE, TWO = f"r1-gw-{OWNER}-1", f"r1-gw-{OWNER}-2"
+ALIVE = "r1-gw-0a1b2c3d-9"
 
 
 @dataclass
 class Machines:
     """A provisioner: what exists, and which of it does not go."""
 
-    machines: dict[str, Instance]
+    machines: dict[str, Other]
     stuck: set[str] = field(default_factory=set)
     lingers: set[str] = field(default_factory=set)
     unknown: bool = False
     ended: list[str] = field(default_factory=list)
     asked: list[tuple[Any, ...]] = field(default_factory=list)
+    looked_as: list[str] = field(default_factory=list)
 
-    async def instances(self) -> dict[str, Instance]:
+    async def instances(self, fresh: Collection[str] = ()) -> dict[str, Instance]:
         if self.unknown:
             raise InstancesUnknown("SkyPilot does not say what exists")
-        return dict(self.machines)
+        self.looked_as.append(self.asked[0][1])
+        return {}
 
     async def others(self, services: Collection[str]) -> list[Other]:
-        return [Other("r1-gw-0a1b2c3d-9", "UP", 1.0), Other("r1-gw-0a1b2c3d-8", "UP", 1.0)]
+        return list(self.machines.values())
 
     async def terminate(self, id: str) -> None:
         self.ended.append(id)
@@ -58,9 +61,10 @@ class Machines:
 def sky(monkeypatch: pytest.MonkeyPatch) -> Machines:
     found = Machines(
         {
-            ONE: Instance(ONE, True, hourly_cost=59.5),
-            TWO: Instance(TWO, True, phase="setup"),
-            "r1-gw-0a1b2c3d-9": Instance("r1-gw-0a1b2c3d-9", True, hourly_cost=1.0),
+            ONE: Other(ONE, "UP", 59.5),
+            TWO: Other(TWO, "INIT"),
+            ALIVE: Other(ALIVE, "UP", 1.0),
+            "r1-A100": Other("r1-A100", "UP", 1.0),
         }
     )
 
@@ -90,17 +94,19 @@ def invoke(monkeypatch: pytest.MonkeyPatch, home: Path) -> Invoke:
 def test_orphans_are_listed_with_prices_and_ended_only_after_a_yes(sky: Machines, invoke: Invoke) -> None:
     result = invoke("down", "--orphans", OWNER, input="n\n")
     assert (result.exit_code, sky.ended) == (1, [])
-    for words in (f"{ONE}  running  $59.50 an hour", f"{TWO}  starting (setup)  price unknown", "elsewhere"):
+    for words in (f"{ONE}  UP  $59.50 an hour", f"{TWO}  INIT  price unknown", "elsewhere"):
         assert words in result.output, words
     assert "End 2 ($59.50 an hour)? [y/N]" in result.output
     assert "0a1b2c3d" not in result.output
+    assert "A100" not in result.output
 
     result = invoke("down", "--orphans", OWNER, input="y\n")
     assert result.exit_code == 0, result.output
     assert sorted(sky.ended) == [ONE, TWO]
     assert "2 ended, verified: skypilot has no replica of deadbeef" in result.output
-    assert set(sky.machines) == {"r1-gw-0a1b2c3d-9"}
-    assert set(sky.asked) == {("skypilot", OWNER)}
+    assert set(sky.machines) == {ALIVE, "r1-A100"}
+    assert set(sky.asked) == {("skypilot", orphans.NOBODY), ("skypilot", OWNER)}
+    assert set(sky.looked_as) == {orphans.NOBODY}, "whoever looks as an owner cares for its replicas"
 
 
 def test_without_a_terminal_it_ends_nothing_unless_told_yes(sky: Machines, invoke: Invoke) -> None:
@@ -123,10 +129,10 @@ def test_orphans_that_do_not_go_are_named_with_the_reason(sky: Machines, invoke:
 
 
 def test_nothing_to_end_says_whose_replicas_there_are(sky: Machines, invoke: Invoke) -> None:
-    sky.machines.clear()
+    del sky.machines[ONE], sky.machines[TWO]
     result = invoke("down", "--orphans", OWNER)
     assert result.exit_code == 0
-    assert "nothing to end; replicas of other gateways there are of 0a1b2c3d (2)" in result.output
+    assert "nothing to end; replicas of other gateways there are of 0a1b2c3d (1)" in result.output
 
 
 def test_nothing_is_ended_while_nobody_can_say_what_exists(sky: Machines, invoke: Invoke) -> None:
