@@ -213,6 +213,11 @@ class Section(_Strict):
                 "service.replica_policy: sky serve wants target_qps_per_replica when min_replicas and "
                 "max_replicas differ; accepted here, replicas follow the requests in flight"
             )
+        if policy.spot_placer is not None:
+            warnings.append(
+                "service.replica_policy.spot_placer: has no effect; no launch of SkyPilot can be told which "
+                "zones to avoid, so it takes the cheapest again; 3 losses in 2 hours go on-demand instead"
+            )
         if policy.max_replicas == 0:
             warnings.append(
                 "service.replica_policy: max_replicas is 0, so the service is paused (gateway scale --max N)"

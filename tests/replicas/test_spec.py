@@ -111,6 +111,7 @@ def test_every_key_of_the_service_schema_is_read() -> None:
     assert found.policy.base_ondemand_fallback_replicas == 1
     assert found.policy.dynamic_ondemand_fallback
     assert found.policy.spot_placer == "dynamic_fallback"
+    assert any(warning.startswith("service.replica_policy.spot_placer: has no") for warning in found.warnings)
     assert found.port == 8080
     assert found.load_balancing_policy == "instance_aware_least_load"
     assert found.tls == {"keyfile": "k.pem", "certfile": "c.pem"}

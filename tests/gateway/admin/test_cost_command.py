@@ -7,6 +7,7 @@ import io
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,6 +96,7 @@ def test_without_a_gateway_the_ledger_is_read_from_the_state_dir(invoke: Invoke,
     with Table(home / "state.db") as table:
         ended = Entry("r1-1", "r1", now - 5 * HOUR, now - 4 * HOUR, price=3.0, dollars=3.0, closed=True)
         left = Entry("r1-2", "r1", now - 3 * HOUR, now - 2 * HOUR, price=3.0, dollars=3.0, key="bob")
+        left = replace(left, region="aws/us-east-1/us-east-1a", spot=False)
         table.save_ledger([ended, left])
     result = invoke("cost", "--by", "replica")
     assert result.exit_code == 0, result.output
@@ -102,6 +104,10 @@ def test_without_a_gateway_the_ledger_is_read_from_the_state_dir(invoke: Invoke,
     bill = json.loads(invoke("cost", "--by", "replica", "--since", "210m", "--json").output)
     assert [row["replica"] for row in bill["rows"]] == ["r1-2"]
     assert bill["until"] == left.until, "what the last controller knew"
+    (row,) = csv.DictReader(io.StringIO(invoke("cost", "--by", "replica", "--since", "210m", "--csv").output))
+    assert (row["region"], row["spot"]) == ("aws/us-east-1/us-east-1a", "False")
+    for words in ("aws/us-east-1/us-east-1a", "on-demand"):
+        assert words in result.output
 
 
 def test_without_a_gateway_and_a_state_dir_it_says_so_in_one_line(invoke: Invoke) -> None:

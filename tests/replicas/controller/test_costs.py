@@ -104,6 +104,32 @@ async def test_idle_share_and_saving_against_always_on_are_told(world: Any) -> N
     assert cost(world)["always_on"] == pytest.approx(2 * told["always_on"], abs=0.1)
 
 
+async def test_total_idle_share_and_saving_are_what_one_reckons_by_hand(world: Any) -> None:
+    """An hour at $60, half of it busy; an hour without; an hour at $30, idle; an hour without."""
+    world.start(idle_timeout=10_000.0)
+    for price, busy in ((60.0, 1800.0), (30.0, 0.0)):
+        world.controller.reset_limits("r1")
+        world.provisioner.cost = price
+        await world.become_ready()
+        ready = world.replicas[-1]
+        if busy:
+            world.lease(ready.id)
+            await world.steps(180, busy / 180)
+            world.release(ready.id)
+        await world.steps(180, (3600.0 - busy) / 180)
+        world.controller.set_limits("r1", max=0)
+        await world.steps(3)
+        assert world.states == []
+        await world.steps(36, 100.0)
+    world.controller.reset_limits("r1")
+    told = cost(world)
+    assert told["total"] == pytest.approx(60 + 30, rel=0.002)
+    assert told["idle_share"] == pytest.approx((1800 + 3600) / 7200, rel=0.002)
+    assert told["always_on"] == pytest.approx(4 * (60 + 30) / 2, rel=0.002), "4 hours at $45 on average"
+    assert told["saved"] == pytest.approx(180 - 90, rel=0.005)
+    assert world.table.total_cost("r1") == pytest.approx(told["total"]), "after the figure is told"
+
+
 async def test_the_ledger_says_whose_request_woke_a_replica(world: Any) -> None:
     worker = world.control.workers[0]
     world.control.workers[0] = replace(worker, woken={"r1": ("alice", "req-1")})
