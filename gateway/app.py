@@ -207,16 +207,25 @@ def config(app: App, *, drain_seconds: float, log_level: str) -> uvicorn.Config:
     )
 
 
-async def serve(worker: Worker, sock: socket.socket, serves: Callable[[], None]) -> None:
+async def serve(worker: Worker, sock: socket.socket, child: Child) -> None:
     """Serve on `sock` until SIGTERM."""
     settings = worker.settings
     server = Server(
         config(App(worker), drain_seconds=settings.drain_timeout, log_level=settings.log_level),
         worker,
-        serves,
+        child.serves,
     )
     starting = asyncio.create_task(worker.start())
     loop = asyncio.get_running_loop()
+
+    def reload() -> None:
+        try:
+            worker.reload(child.news())
+        except (ValueError, TypeError):
+            log.exception("keys and limits stay as they were")
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    reload()  # what was said before anybody listened
     for number in _STOP_SIGNALS:
         loop.add_signal_handler(number, starting.cancel)  # until the server takes the signals over
     try:
@@ -241,6 +250,7 @@ def _quiet_collector() -> None:
 
 def main() -> None:
     """A worker process."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is a loop to hear it
     child = read_child()
     settings = child.settings
     logging.basicConfig(
@@ -257,7 +267,7 @@ def main() -> None:
 
 
 async def _main(child: Child, board: Board, sock: socket.socket) -> None:
-    await serve(Worker(child.settings, child.index, board), sock, child.serves)
+    await serve(Worker(child.settings, child.index, board), sock, child)
 
 
 def uvloop_run(coroutine: Any) -> None:

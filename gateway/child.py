@@ -29,7 +29,8 @@ EXIT_ORPHANED = 71
 class Child:
     """`index`: worker number, 0 for the controller. `fd`: its listening socket. `alive_fd`: end of a pipe
     whose other end only the supervisor has. `lock_fd`: the state dir's lock, open while this process is.
-    `ready_fd`: where the child says that it serves."""
+    `ready_fd`: where the child says that it serves. `news_fd`: a nameless file with the settings now in
+    force, to be read at a SIGHUP."""
 
     settings: Settings
     index: int
@@ -37,6 +38,13 @@ class Child:
     alive_fd: int
     lock_fd: int
     ready_fd: int | None = None
+    news_fd: int | None = None
+
+    def news(self) -> Settings:
+        """The settings now in force. Raises ValueError when they are being written: a SIGHUP follows."""
+        if self.news_fd is None:
+            return self.settings
+        return Settings.from_json(json.loads(os.pread(self.news_fd, os.fstat(self.news_fd).st_size, 0)))
 
     def serves(self) -> None:
         """Tell the supervisor that this process serves now."""
@@ -53,6 +61,7 @@ class Child:
                 "alive_fd": self.alive_fd,
                 "lock_fd": self.lock_fd,
                 "ready_fd": self.ready_fd,
+                "news_fd": self.news_fd,
             }
         )
 
@@ -70,8 +79,9 @@ def read_child() -> Child:
         int(values["alive_fd"]),
         int(values["lock_fd"]),
         values.get("ready_fd"),
+        values.get("news_fd"),
     )
-    for fd in (child.fd, child.alive_fd, child.lock_fd, child.ready_fd):
+    for fd in (child.fd, child.alive_fd, child.lock_fd, child.ready_fd, child.news_fd):
         if fd is not None:
             os.set_inheritable(fd, False)  # a replica must hold neither our port nor the lock
     return child

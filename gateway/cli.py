@@ -120,7 +120,8 @@ def up(file: str | None, end_replicas: bool, **values: Any) -> None:
         ends = end_replicas or (settings.provisioner == "local" and sys.stdin.isatty())
 
         def banner(supervisor: Supervisor) -> None:
-            for line in banner_lines(settings, service, supervisor.url, supervisor.admin_url, ends):
+            now, urls = supervisor.settings, (supervisor.url, supervisor.admin_url)
+            for line in banner_lines(now, service, *urls, ends):
                 click.echo(line, err=True)
 
         leash = sys.stdin.fileno() if end_replicas else None
@@ -160,7 +161,7 @@ def demo(once: bool, state_dir: str | None, port: int, admin_port: int) -> None:
 CHECKED = (
     *("plan", "gpus", "num_nodes", "use_spot", "infra", "env", "secret", "env_file", "max_hourly_cost"),
     *("price", "max_replicas", "provisioner", "state_dir", "host", "port", "admin_host", "admin_port"),
-    *("api_key", "admin_key", "insecure_open"),
+    *("api_key", "api_keys_file", "admin_key", "insecure_open"),
 )
 """Settings of `up` that `check` takes too: what they say changes what it finds."""
 

@@ -85,6 +85,14 @@ SETTINGS: tuple[Setting, ...] = (
         secret=True,
         metavar="NAME=KEY",
     ),
+    Setting(
+        "api_keys_file", None, "path", "File with more of them, a NAME=KEY a line; SIGHUP reads it again.",
+        metavar="FILE",
+    ),
+    Setting(
+        "limits_file", None, "path", "File with lines like max-waiting=2000; SIGHUP reads it again.",
+        metavar="FILE",
+    ),
     Setting("insecure_open", False, "flag", "Serve other machines without any API key."),
     Setting("workers", 1, "int", "Worker processes on the public port."),
     Setting("log_level", "info", "text", "What is logged.", choices=("debug", "info", "warning", "error")),

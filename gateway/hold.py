@@ -82,6 +82,10 @@ class WaitingRoom:
         self._yielding_since = 0.0
         self._stuck: dict[int, int] = {}  # the waiter in that cell was given its time and did not take it
 
+    def limit(self, max_waiting: int, max_bytes: int) -> None:
+        """Other bounds from now on; who is in stays."""
+        self._max_waiting, self._max_bytes = max_waiting, max_bytes
+
     def __len__(self) -> int:
         return len(self._places)
 

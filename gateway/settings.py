@@ -17,13 +17,18 @@ from typing import Any, Literal
 from gateway.flags import SETTINGS, Setting
 from replicas import costs, plans
 
-__all__ = ["SETTINGS", "Setting", "Settings", "SettingsError", "make"]
+__all__ = ["SETTINGS", "Setting", "Settings", "SettingsError", "make", "with_files"]
 
 DEFAULT_CONFIG = "local.yaml"
 MIN_KEY_CHARACTERS = 8
 # sun_path of a unix socket is 104 bytes on macOS, 108 on Linux, the final zero included.
 MAX_SOCKET_PATH_BYTES = 103
 CONTROL_SOCKET = "control.sock"
+# What `--limits-file` may say: what a worker looks up for each request.
+LIMITS = (
+    *("max_body", "max_waiting", "max_waiting_bytes", "upstream_timeout", "write_timeout"),
+    *("commit_after", "beat_every", "beat_after"),
+)
 
 
 class SettingsError(ValueError):
@@ -47,6 +52,8 @@ class Settings:
     replica_transport: Literal["tls", "plain"] | None = None
     replica_ca: str | None = None
     api_key: tuple[tuple[str, str], ...] = ()
+    api_keys_file: str | None = None
+    limits_file: str | None = None
     insecure_open: bool = False
     workers: int = 1
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -121,18 +128,53 @@ def make(file: str | Path | None = None, **values: Any) -> Settings:
     full = {row.name: values.get(row.name, row.default) for row in SETTINGS}
     clean: dict[str, Any] = {name: _read(rows[name], value) for name, value in full.items()}
     clean["api_key"] = parse_api_keys(clean["api_key"])
-    if clean["replica_ca"] is not None:
-        clean["replica_ca"] = str(Path(clean["replica_ca"]).expanduser().absolute())
+    for name in ("replica_ca", "env_file", "api_keys_file", "limits_file"):
+        if clean[name] is not None:
+            clean[name] = str(Path(clean[name]).expanduser().absolute())
     clean["state_dir"] = Path(clean["state_dir"]).expanduser().absolute()
-    if clean["env_file"] is not None:
-        clean["env_file"] = str(Path(clean["env_file"]).expanduser().absolute())
     settings = Settings(file=Path(file).expanduser() if file else None, **clean)
+    with_files(settings)
+    return settings
+
+
+def with_files(settings: Settings) -> Settings:
+    """What is in force: the flags, with what the files say now. Raises SettingsError."""
+    changes: dict[str, Any] = {}
+    if settings.api_keys_file is not None:
+        flags = [f"{name}={key}" for name, key in settings.api_key]
+        lines = [line for _, line in _lines(settings.api_keys_file, "--api-keys-file")]
+        changes["api_key"] = parse_api_keys([*flags, *lines], "--api-keys-file")
+    if settings.limits_file is not None:
+        rows = {row.name: row for row in SETTINGS if row.name in LIMITS}
+        for number, line in _lines(settings.limits_file, "--limits-file"):
+            name, equals, value = (part.strip() for part in line.partition("="))
+            name = name.removeprefix("--").replace("-", "_")
+            if not equals or name not in rows:
+                known = ", ".join(row.option[2:] for row in rows.values())
+                raise SettingsError(
+                    f"{settings.limits_file}, line {number}: wants NAME=VALUE, with NAME one of {known}"
+                )
+            changes[name] = _read(rows[name], value)
+    settings = dataclasses.replace(settings, **changes)
     _check(settings)
     return settings
 
 
-def parse_api_keys(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """(name, key) pairs from `NAME=KEY` texts, each of which may hold several, split by commas or spaces."""
+def _lines(path: str, option: str) -> list[tuple[int, str]]:
+    """The lines of a file that say something, with their numbers."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{option} {path}: {getattr(error, 'strerror', None) or error}") from None
+    lines = [(number, line.partition("#")[0].strip()) for number, line in enumerate(text.splitlines(), 1)]
+    return [(number, line) for number, line in lines if line]
+
+
+def parse_api_keys(texts: Iterable[str], option: str = "--api-key") -> tuple[tuple[str, str], ...]:
+    """(name, key) pairs from `NAME=KEY` texts, each of which may hold several, split by commas or spaces.
+
+    `option`: where they come from, for errors.
+    """
     pairs: dict[str, str] = {}
     for text in texts:
         for item in re.split(r"[,\s]+", text.strip()):
@@ -140,14 +182,14 @@ def parse_api_keys(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
                 continue
             name, equals, key = item.partition("=")
             if not (name and equals):
-                raise SettingsError("--api-key wants NAME=KEY, like --api-key alice=$(openssl rand -hex 24)")
+                raise SettingsError(f"{option} wants NAME=KEY, like alice=$(openssl rand -hex 24)")
             if len(key) < MIN_KEY_CHARACTERS:
                 raise SettingsError(
-                    f"--api-key {name}=...: the key has {len(key)} characters, at least"
+                    f"{option}, {name}=...: the key has {len(key)} characters, at least"
                     f" {MIN_KEY_CHARACTERS} are needed; make one with `openssl rand -hex 24`"
                 )
             if name in pairs:
-                raise SettingsError(f"--api-key: the name {name!r} is there twice; give each key its own")
+                raise SettingsError(f"{option}: the name {name!r} is there twice; give each key its own")
             pairs[name] = key
     return tuple(pairs.items())
 
@@ -249,7 +291,8 @@ def _check(settings: Settings) -> None:
     if not is_loopback(settings.host) and not settings.api_key and not settings.insecure_open:
         raise SettingsError(
             f"--host {settings.host} lets other machines in, and without API keys they could start replicas"
-            " at your cost: add --api-key NAME=KEY (or GATEWAY_API_KEYS), or --insecure-open if you mean it"
+            " at your cost: add --api-key NAME=KEY (or GATEWAY_API_KEYS, or --api-keys-file), or"
+            " --insecure-open if you mean it"
         )
     if not is_loopback(settings.admin_host) and not settings.admin_key:
         raise SettingsError(

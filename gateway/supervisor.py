@@ -16,6 +16,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -25,7 +26,7 @@ from typing import Any
 from gateway import processes, sockets, statedir
 from gateway.child import EXIT_CONFIG, EXIT_DOWN, RESTART, VARIABLE, Child
 from gateway.restarting import RestartFailed, Role, Slot, restart
-from gateway.settings import SETTINGS, Settings
+from gateway.settings import SETTINGS, Settings, SettingsError, with_files
 from replicas.board import Board
 
 log = logging.getLogger("gateway.supervisor")
@@ -40,7 +41,10 @@ HURRY_SECONDS = 2.0
 # `local` replicas get SIGTERM, then SIGKILL after a while; verified gone well within this.
 END_REPLICAS_SECONDS = 60.0
 
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+# SIGHUP reads keys and limits again; from a terminal that is closed it stops.
+_OTHER_SIGNALS = (signal.SIGHUP, RESTART, signal.SIGCHLD)
 
 Commands = Mapping[Role, list[str]]
 
@@ -65,7 +69,8 @@ class Supervisor:
         started: Callable[[Supervisor], None] | None = None,
         leash: int | None = None,
     ) -> None:
-        self.settings = settings
+        self._given = settings
+        self.settings = with_files(settings)
         self.services = services
         self.end_replicas = end_replicas
         self.url = self.admin_url = ""
@@ -80,6 +85,8 @@ class Supervisor:
         self.rows = 2 * settings.workers  # of the board: a restart has successors beside those who retire
         self._restarts = 0  # asked for and not begun
         self._restarted: dict[str, Any] = {}
+        self._reloads = 0
+        self._terminal = os.isatty(0)
         self._stops = 0  # stop signals so far
         self._stopping = False
         self._verdict: int | None = None  # exit code, once a child's exit decided it
@@ -107,12 +114,12 @@ class Supervisor:
             self._metrics_folder = statedir.empty_metrics(folder)
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self._metrics_folder)
             self._board = stack.enter_context(Board.create(folder / BOARD_FILE, self.rows))
+            self._news = stack.enter_context(tempfile.TemporaryFile(buffering=0))
+            self._write_news()
             self._alive_r, alive_w = os.pipe()
             stack.callback(os.close, self._alive_r)
             stack.callback(os.close, alive_w)
-            self._wake_r = stack.enter_context(
-                processes.signals_as_bytes(*_STOP_SIGNALS, RESTART, signal.SIGCHLD)
-            )
+            self._wake_r = stack.enter_context(processes.signals_as_bytes(*_STOP_SIGNALS, *_OTHER_SIGNALS))
             self.slots = [Slot("controller", 0, admin)]
             self.slots += [Slot("worker", i, listeners[i % len(listeners)]) for i in range(count)]
             statedir.write_address(folder, self._address())
@@ -133,6 +140,8 @@ class Supervisor:
     def _watch(self) -> int:
         while not self.ending:
             self.attend(None)
+            if self._reloads:
+                self._reload()
             if self._restarts:
                 self._restart()
         return self._stop()
@@ -146,6 +155,28 @@ class Supervisor:
         for slot in self.slots:
             if slot.restart_at is not None and slot.restart_at <= now and not self.ending:
                 self.start(slot)
+
+    def _reload(self) -> None:
+        """Keys and limits of the files; what cannot be in force as a whole changes nothing."""
+        self._reloads = 0
+        if self._given.api_keys_file is None and self._given.limits_file is None:
+            self._say("SIGHUP: nothing to read again, without --api-keys-file and --limits-file")
+            return
+        try:
+            self.settings = with_files(self._given)
+        except SettingsError as error:
+            self._say(f"SIGHUP: keys and limits stay as they were: {error}")
+            return
+        self._write_news()
+        for slot in self.slots:
+            if slot.role == "worker":
+                slot.send(signal.SIGHUP)
+        self._say(f"SIGHUP: keys and limits read again, {len(self.settings.api_key)} keys")
+
+    def _write_news(self) -> None:
+        data = json.dumps(self.settings.to_json()).encode()
+        self._news.truncate(0)
+        os.pwrite(self._news.fileno(), data, 0)
 
     def _restart(self) -> None:
         number, self._restarts = self._restarted.get("number", 0) + 1, 0
@@ -225,7 +256,8 @@ class Supervisor:
         listener = slot.listener.fileno()
         slot.ready_fd, ready_w = os.pipe()
         slot.serves = False
-        child = Child(self.settings, slot.index, listener, self._alive_r, self._lock_fd, ready_w)
+        news = self._news.fileno()
+        child = Child(self.settings, slot.index, listener, self._alive_r, self._lock_fd, ready_w, news)
         ours = {row.env for row in SETTINGS}
         environment = {k: v for k, v in os.environ.items() if k not in ours}
         environment[VARIABLE] = child.to_env()
@@ -236,7 +268,7 @@ class Supervisor:
             self._commands[slot.role],
             env=environment,
             stdin=subprocess.DEVNULL,
-            pass_fds=(listener, self._alive_r, self._lock_fd, ready_w),
+            pass_fds=(listener, self._alive_r, self._lock_fd, ready_w, news),
             start_new_session=True,
         )
         os.close(ready_w)
@@ -252,8 +284,9 @@ class Supervisor:
             self._stops += 1
         if self._wake_r in ready:
             for number in os.read(self._wake_r, 4096):
-                if number in _STOP_SIGNALS:
-                    self._stops += 1
+                closed = self._terminal and number == signal.SIGHUP and not os.isatty(0)
+                self._stops += number in _STOP_SIGNALS or closed
+                self._reloads += number == signal.SIGHUP and not closed
                 self._restarts += number == RESTART
         for slot in self.slots:
             if slot.ready_fd in ready:

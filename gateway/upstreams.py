@@ -106,6 +106,11 @@ class Upstreams:
         """Whether the last dial of any upstream was answered, as far as is known."""
         return any(not u.health.unreachable for u in self._list)
 
+    def limit(self, limits: Limits) -> None:
+        """Other limits from now on."""
+        self._limits = limits
+        self.room.limit(limits.max_waiting, limits.max_waiting_bytes)
+
     # --- what the controller says
 
     def update(self, info: ServiceInfo) -> None:

@@ -39,6 +39,7 @@ class Worker:
         self.settings = settings
         self.index = index
         self.keys = ApiKeys(settings.api_key)
+        self._limits = _limits(settings)
         self.ready = asyncio.Event()
         self.services: dict[str, Upstreams] = {}
         self.cells = board.cells
@@ -49,7 +50,6 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._woken: dict[str, float] = {}
         self._wakers: dict[str, tuple[str, str]] = {}  # whose request came when nobody waited: key, request
-        self._limits = Limits(settings.max_waiting, settings.max_waiting_bytes, settings.connect_timeout)
         self._loop = asyncio.get_running_loop()
         self.control = ControlClient(
             settings.state_dir / "control.sock",
@@ -74,6 +74,14 @@ class Worker:
         self._spawn(self.control.run())
         self._spawn(self._sweep())
         await self.ready.wait()
+
+    def reload(self, settings: Settings) -> None:
+        """Other keys and limits, for every request whose head comes from now on."""
+        self.settings = settings
+        self.keys = ApiKeys(settings.api_key)
+        self._limits = _limits(settings)
+        for service in self.services.values():
+            service.limit(self._limits)
 
     def stop(self) -> None:
         """End what is held; what streams goes on."""
@@ -277,6 +285,10 @@ class Worker:
                     connection.abort()
         except (GatewayError, Stale, TimeoutError) as error:
             log.info("%s was not told to abort %s: %s", upstream.id, rid, error)
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(settings.max_waiting, settings.max_waiting_bytes, settings.connect_timeout)
 
 
 def _entry(

@@ -39,7 +39,7 @@ async def test_two_workers_and_the_controller_are_replaced_under_load_and_no_req
 
         async def long() -> int:
             stream = await client.chat.completions.create(
-                model="m", messages=MESSAGES, max_tokens=1000, stream=True, extra_body={"ignore_eos": True}
+                model="m", messages=MESSAGES, max_tokens=50_000, stream=True, extra_body={"ignore_eos": True}
             )
             chunks = []
             async for chunk in stream:

@@ -75,7 +75,7 @@ def test_api_keys_split_by_commas_and_spaces() -> None:
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"host": "0.0.0.0"}, "--api-key NAME=KEY (or GATEWAY_API_KEYS), or --insecure-open"),
+        ({"host": "0.0.0.0"}, "--api-key NAME=KEY (or GATEWAY_API_KEYS, or --api-keys-file), or"),
         ({"admin_host": "0.0.0.0"}, "add --admin-key KEY"),
         ({"admin_host": "::"}, "add --admin-key KEY"),
         ({"admin_key": "short"}, "8 characters"),
