@@ -27,7 +27,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.logs import follow, known_replicas, log_file, tail
+from gateway.logs import NoLog, follow, known_replicas, read, select
 from gateway.settings import is_loopback
 from gateway.statedir import read_address
 from replicas.board import SLOTS
@@ -37,6 +37,7 @@ log = logging.getLogger("gateway.admin")
 EVENTS_PING_SECONDS = 15.0
 DEFAULT_TAIL_LINES = 200
 MAX_TAIL_LINES = 100_000
+MAX_RANK = 10_000
 MAX_LAST_EVENTS = 1000
 MAX_BODY_BYTES = 64 * 1024
 # No resource of another origin, no frame of another page: the page can end machines.
@@ -182,20 +183,22 @@ class Admin:
                 following.cancel()
 
     async def get_logs(self, request: Request) -> Response:
-        replica = request.path_params["id"]
-        path = log_file(self._state_dir, replica)
-        if path is None:
-            message = f"no output of a replica {replica!r}: GET /admin/replicas lists what there is"
-            raise AdminError(404, message, "replica_not_found", "id")
+        """What a replica printed (`rank`: only that one's lines), or the log of its provisioning."""
+        replica, asked = request.path_params["id"], request.query_params
         lines = _number(request, "tail", DEFAULT_TAIL_LINES, MAX_TAIL_LINES)
-        text, end = tail(path, lines)
-        if request.query_params.get("follow", "").lower() not in ("1", "true", "yes"):
+        rank = _number(request, "rank", 0, MAX_RANK) if asked.get("rank") else None
+        try:
+            log = select(self._state_dir, replica, provision=_yes(asked.get("provision")), rank=rank)
+            text, end = await asyncio.to_thread(read, log, lines)
+        except NoLog as error:
+            raise AdminError(404, str(error), "replica_not_found", "id") from None
+        if not _yes(asked.get("follow")):
             return PlainTextResponse(text)
 
         def live() -> bool:
             return not self.stopping.is_set() and replica in self.live()
 
-        chunks = follow(path, text, end, live)
+        chunks = follow(log, text, end, live)
         return StreamingResponse(chunks, media_type="text/plain", headers=_STREAM_HEADERS)
 
     # -- changing ---------------------------------------------------------------------------------
@@ -333,6 +336,10 @@ async def _json(request: Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise AdminError(400, 'the body is a JSON object, like {"min": 0, "max": 2}', "invalid_json")
     return body
+
+
+def _yes(text: str | None) -> bool:
+    return (text or "").lower() in ("1", "true", "yes")
 
 
 def _number(request: Request, name: str, default: int, most: int) -> int:

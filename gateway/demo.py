@@ -28,7 +28,7 @@ from rich.text import Text
 from gateway import processes, sockets, statedir
 from gateway.client import AdminClient, ClientError
 from gateway.display import bar, duration, status_view
-from gateway.logs import known_replicas, log_file
+from gateway.logs import known_replicas, select
 from gateway.settings import SETTINGS, find_config
 from replicas import spec
 from replicas.phases import PHASES
@@ -87,7 +87,7 @@ def _run(folder: Path, once: bool, port: int, admin_port: int, console: Console)
         _print_end_of(getattr(error, "log", None), console)
         for replica in known_replicas(folder)[:1]:
             console.print(f"The output of {replica['id']} ends:")
-            _print_end_of(log_file(folder, replica["id"]), console)
+            _print_end_of(select(folder, replica["id"]).path, console)
         return 1
 
 

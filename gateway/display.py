@@ -59,6 +59,14 @@ def reason_text(replica: Mapping[str, Any], now: float) -> str:
     return f"kept for {duration(max(0.0, until - now))} more: {reason}" if until is not None else reason
 
 
+def speed_text(replica: Mapping[str, Any]) -> str:
+    """Tokens per second: `11.5`, `2,412`; empty when the replica does not say."""
+    speed = replica.get("generation_tokens_per_second")
+    if speed is None:
+        return ""
+    return f"{speed:.1f}" if 0 < speed < 100 else f"{speed:,.0f}"
+
+
 def status_view(status: Mapping[str, Any], now: float | None = None) -> RenderableType:
     """Every service with its replicas."""
     at = time.time() if now is None else now
@@ -118,7 +126,7 @@ def _service_view(service: Mapping[str, Any], now: float) -> list[RenderableType
 
 def _replica_table(replicas: list[Mapping[str, Any]], now: float) -> Table:
     """One row each. Columns in which nothing stands are left out: 80 columns are soon full."""
-    titles = ("replica", "state", "phase", "ETA", "since", "in flight", "depth", "$/h", "reason")
+    titles = ("replica", "state", "phase", "ETA", "since", "in flight", "depth", "tok/s", "$/h", "reason")
     rows: list[tuple[str | Text, ...]] = []
     for replica in replicas:
         state = replica["state"] + (" (outdated)" if replica.get("outdated") else "")
@@ -132,6 +140,7 @@ def _replica_table(replicas: list[Mapping[str, Any]], now: float) -> Table:
                 duration(now - replica["since"]) if replica.get("since") else "",
                 f"{replica['in_flight']}" + (f"/{window}" if window else ""),
                 "" if replica.get("queue_depth") is None else str(replica["queue_depth"]),
+                speed_text(replica),
                 f"{replica['hourly_cost']:.2f}" if replica.get("hourly_cost") else "",
                 Text(reason_text(replica, now)),
             )

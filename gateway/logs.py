@@ -1,4 +1,7 @@
-"""What replicas printed: `<state dir>/replicas/<id>/output.log`, kept after their death."""
+"""What replicas printed: `<state dir>/replicas/<id>/output.log` and the logs beside it, kept for two weeks.
+
+They hold no secrets: those were masked before they reached the disk (replicas/masking.py).
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,18 @@ import re
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from replicas.provisioners.keeping import PROVISION, Ranks, by_rank, rank_file
 
 FOLDER = "replicas"
 FILE = "output.log"
 # A replica's id is a cluster name; it also names a folder here, so nothing else may pass.
 _ID = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,126}[a-z0-9])?")
 FOLLOW_SECONDS = 0.2
+SHOWN_REPLICAS = 10  # in an error; the newest
 CHUNK_BYTES = 64 * 1024
 # Lines are looked for in so much of the file's end; a progress bar of hours can be one line of megabytes.
 TAIL_BYTES = 4 * 1024 * 1024
@@ -25,10 +32,34 @@ KEPT_SECONDS = 14 * 86_400
 TIDY_SECONDS = 3600
 
 
-def log_file(state_dir: Path, replica: str) -> Path | None:
-    """The output of a replica, dead or alive; None when the id is none of ours or has printed nothing."""
-    path = state_dir / FOLDER / replica / FILE
-    return path if _ID.fullmatch(replica) and path.is_file() else None
+class NoLog(Exception):
+    """There is no such log. One line, for a person, with what there is instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    path: Path
+    rank: int | None = None  # only what this one printed
+
+
+def select(state_dir: Path, replica: str, *, provision: bool = False, rank: int | None = None) -> Selected:
+    """A log of a replica, dead or alive. Raises NoLog."""
+    folder = state_dir / FOLDER / replica
+    if not _ID.fullmatch(replica) or not (folder / FILE).is_file():
+        known = ", ".join(one["id"] for one in known_replicas(state_dir)[:SHOWN_REPLICAS])
+        there = f"there is {known}" if known else "no replica has printed anything yet"
+        raise NoLog(f"no output of a replica {replica!r}: {there}")
+    if provision:
+        path = folder / (PROVISION if not rank else f"provision-{rank}.log")
+        if not path.is_file():
+            raise NoLog(
+                f"{replica} has no {path.name}: SkyPilot writes one some seconds after a launch has begun,"
+                " and of other nodes it is fetched at the end; what runs on this machine has none"
+            )
+        return Selected(path)
+    if rank is not None and (folder / rank_file(rank)).is_file():
+        return Selected(folder / rank_file(rank))
+    return Selected(folder / FILE, rank)
 
 
 def known_replicas(state_dir: Path) -> list[dict[str, Any]]:
@@ -71,6 +102,18 @@ async def tidy(state_dir: Path, live: Callable[[], Collection[str]]) -> None:
         await asyncio.sleep(TIDY_SECONDS)
 
 
+def read(log: Selected, lines: int) -> tuple[str, int]:
+    """Its last `lines` lines, and the offset in bytes up to which was read. Raises NoLog: of no such rank."""
+    if log.rank is None:
+        return tail(log.path, lines)
+    end = log.path.stat().st_size
+    found = by_rank(log.path, lines)
+    if log.rank not in found:
+        ranks = ", ".join(map(str, sorted(found))) or "none yet"
+        raise NoLog(f"{log.path.parent.name} has printed nothing as rank {log.rank}: its ranks are {ranks}")
+    return "".join(found[log.rank]), end
+
+
 def tail(path: Path, lines: int) -> tuple[str, int]:
     """The last `lines` lines, and the offset in bytes up to which was read."""
     with path.open("rb") as file:
@@ -81,16 +124,24 @@ def tail(path: Path, lines: int) -> tuple[str, int]:
     return b"".join(kept).decode(errors="replace"), end
 
 
-async def follow(path: Path, text: str, offset: int, live: Callable[[], bool]) -> AsyncIterator[bytes]:
+async def follow(log: Selected, text: str, offset: int, live: Callable[[], bool]) -> AsyncIterator[bytes]:
     """`text`, then what is written from `offset` on, until the replica is not `live` and all of it is
     read."""
     yield text.encode()
-    with path.open("rb") as file:
+    ranks, rest = Ranks(), b""
+    with log.path.open("rb") as file:
         file.seek(offset)
         while True:
             more = live()  # asked before the read: what was written before its end is still sent
             while data := file.read(CHUNK_BYTES):
-                yield data
+                if log.rank is None:
+                    yield data
+                    continue
+                whole, end, rest = (rest + data).rpartition(b"\n")
+                lines = (whole + end).splitlines(keepends=True)
+                ours = [line for line in lines if ranks.of(line.decode(errors="replace")) == log.rank]
+                if ours:
+                    yield b"".join(ours)
             if not more:
                 return
             await asyncio.sleep(FOLLOW_SECONDS)

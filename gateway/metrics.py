@@ -130,6 +130,11 @@ LEVELS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "Queue depth that routing compares: in-flight and foreign requests.",
         ("service", "replica"),
     ),
+    "gateway_replica_generation_tokens_per_second": (
+        "gauge",
+        "Tokens per second that a replica says it generates, requests of others included.",
+        ("service", "replica"),
+    ),
     "gateway_replica_cost_dollars_per_hour": ("gauge", "Price of a replica.", ("service", "replica")),
     "gateway_strays": (
         "gauge",
@@ -307,6 +312,8 @@ class Levels(Collector):
                 key = (name, replica["id"])
                 put("gateway_in_flight", key, replica["in_flight"])
                 put("gateway_replica_queue_depth", key, replica["queue_depth"])
+                speed = replica.get("generation_tokens_per_second")
+                put("gateway_replica_generation_tokens_per_second", key, speed)
                 put("gateway_replica_cost_dollars_per_hour", key, replica["hourly_cost"])
         yield from families.values()
 

@@ -134,34 +134,54 @@ def retry(service: str | None, **where: str | None) -> None:
 
 @click.command()
 @click.argument("replica", required=False)
+@click.option("--provision", is_flag=True, help="SkyPilot's log of how its machines were made.")
+@click.option("--rank", type=click.IntRange(0), metavar="N", help="Only this node (0 is the head).")
 @click.option("--follow", "-f", is_flag=True, help="Go on as it prints, until it is gone.")
-@click.option("--tail", "-n", type=click.IntRange(0), default=200, show_default=True, help="Last lines.")
+@click.option(
+    "--lines", "--tail", "-n", "lines", type=click.IntRange(0), default=200, show_default=True,
+    help="Last lines.",
+)  # fmt: skip
 @admin_options
-def logs(replica: str | None, follow: bool, tail: int, **where: str | None) -> None:
-    """Print what REPLICA printed (default: the newest), dead ones too; its number alone is enough."""
+def logs(
+    replica: str | None,
+    provision: bool,
+    rank: int | None,
+    follow: bool,
+    lines: int,
+    **where: str | None,
+) -> None:
+    """Print what REPLICA printed (default: the newest), dead ones too; its number alone is enough.
+
+    Secrets in it are masked. Logs of dead replicas are kept for 14 days.
+    """
     from gateway.client import NotRunning
 
     folder = state_folder(where["state_dir"])
+    asked = {"tail": str(lines), "follow": "1" if follow else "", "provision": "1" if provision else ""}
+    params = asked | ({} if rank is None else {"rank": str(rank)})
     try:
         with until_interrupted(), admin(**where) as client:
             chosen = one_replica(client.call("GET", "/admin/replicas"), replica)
-            params = {"tail": str(tail)} | ({"follow": "1"} if follow else {})
             for text in client.lines(f"/admin/replicas/{chosen}/logs", params):
                 click.echo(text, nl=False)
     except click.ClickException as error:
         if not isinstance(error.__context__, NotRunning) or where["admin_url"]:
             raise
-        _logs_without_gateway(folder, replica, tail)
+        _logs_without_gateway(folder, replica, lines, provision, rank)
 
 
-def _logs_without_gateway(folder: Path, replica: str | None, lines: int) -> None:
+def _logs_without_gateway(
+    folder: Path, replica: str | None, lines: int, provision: bool, rank: int | None
+) -> None:
     """The same from the files, when no gateway runs: what went wrong is often asked then."""
-    from gateway.logs import known_replicas, log_file, tail
+    from gateway.logs import NoLog, known_replicas, read, select
 
     chosen = one_replica(known_replicas(folder), replica)
-    path = log_file(folder, chosen)
-    if path is not None:
-        click.echo(tail(path, lines)[0], nl=False)
+    try:
+        text, _ = read(select(folder, chosen, provision=provision, rank=rank), lines)
+    except NoLog as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(text, nl=False)
 
 
 @click.command()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from replicas.board import Board
-from replicas.health import Listed, Signs
+from replicas.health import Listed, Signs, recent
 from replicas.lifecycle import Replica
 from replicas.loads import Load
 from replicas.probe import Probed
@@ -19,6 +19,7 @@ from replicas.provisioners import Instance, InstancesUnknown, Other, Provisioner
 log = logging.getLogger(__name__)
 
 LOOK_WAIT: Final = 0.2  # s that a tick waits for a look; a slower one is used by a later tick
+SPEED_MOST: Final = 10.0  # s; an older report says nothing of the speed of now
 DOUBT: Final = 10.0  # s; one that still does not answer is asked about again
 LOOK_MOST: Final = 300.0  # s; a look that takes longer has failed
 
@@ -147,11 +148,14 @@ class Witness:
         probed, load = seen.probes.get(r.id, Probed()), seen.loads.get(r.id, Load())
         listed: Listed = "unknown"
         detail = probed.error
+        speed = load.generation if recent(load.at, seen.now, SPEED_MOST) else None
         if seen.instances is not None and seen.looked > self._launched.get(r.id, 0):
             instance = seen.instance(r.id)
             listed = "absent" if instance is None else "alive" if instance.alive else instance.ended
             if instance is not None and not instance.alive:
                 detail = instance.detail
+            elif instance is not None and not load.supported:
+                speed = instance.generation
         return Signs(
             listed=listed,
             detail=detail,
@@ -162,6 +166,7 @@ class Witness:
             stamp_at=load.stamp_at,
             stamped=load.stamp is not None,
             ready_at=r.ready_at,
+            generation=speed,
         )
 
     def _chunk_at(self, r: Replica, board: Board, now: float) -> float | None:

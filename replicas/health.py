@@ -36,6 +36,7 @@ class Signs:
     stamp_at: float | None = None  # `loads[].timestamp` last moved; stands still when the scheduler is frozen
     stamped: bool = False  # it reports such a timestamp at all
     ready_at: float | None = None  # first READY
+    generation: float | None = None  # tokens per second
 
     @property
     def ended(self) -> bool:

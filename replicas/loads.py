@@ -54,6 +54,7 @@ class Load:
     depth: int = 0  # running + waiting, over all its ranks
     foreign: int = 0  # of `depth`, requests that this gateway did not send
     max_running: int | None = None  # over all its ranks; None = it does not say
+    generation: float | None = None  # tokens per second, over all its ranks; None = it does not say
     stamp: float | None = None  # its newest loads[].timestamp, by its own clock
     stamp_at: float | None = None  # when that last moved, by ours
     at: float | None = None  # last good poll
@@ -171,6 +172,7 @@ def read(reply: httpx.Response) -> Load | None:
         running = sum(int(rank["num_running_reqs"]) for rank in ranks)
         waiting = sum(int(rank["num_waiting_reqs"]) for rank in ranks)
         limits = [int(rank["max_running_requests"]) for rank in ranks if rank.get("max_running_requests")]
+        speeds = [float(rank["gen_throughput"]) for rank in ranks if rank.get("gen_throughput") is not None]
         stamps = [float(rank["timestamp"]) for rank in ranks if rank.get("timestamp") is not None]
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -178,5 +180,7 @@ def read(reply: httpx.Response) -> Load | None:
         running=running,
         depth=running + waiting,
         max_running=sum(limits) if limits and len(limits) == len(ranks) else None,
+        # Of the last batches that it told of: it stays when they have ended.
+        generation=(sum(speeds) if running else 0.0) if speeds else None,
         stamp=max(stamps, default=None),
     )

@@ -9,7 +9,8 @@ from typing import Any
 from replicas import budget
 from replicas.costs import Sums, summary
 from replicas.fleet import Fleet
-from replicas.lifecycle import CAPACITY, COMING, Replica, State
+from replicas.health import Signs
+from replicas.lifecycle import CAPACITY, COMING, SERVING, Replica, State
 from replicas.loads import Load, LoadPoller
 from replicas.messages import ColdStart, ServiceInfo, Status, UpstreamInfo
 from replicas.phases import PHASES
@@ -165,6 +166,7 @@ def _replica(fleet: Fleet, r: Replica, loads: LoadPoller, now: float) -> dict[st
     load = loads.results.get(r.id, Load())
     in_flight = fleet.board.in_flight(r.slot)
     number, of, attempt = place(fleet, r, now)
+    signs = fleet.signs.get(r.id, Signs())
     return {
         "id": r.id,
         "state": str(r.state),
@@ -179,6 +181,7 @@ def _replica(fleet: Fleet, r: Replica, loads: LoadPoller, now: float) -> dict[st
         "in_flight": in_flight,
         "queue_depth": in_flight + load.foreign,
         "window": loads.window(r.id) if r.state is State.READY else r.window,
+        "generation_tokens_per_second": signs.generation if r.state in SERVING else None,
         "hourly_cost": r.hourly_cost,
         "region": r.region or None,
         "spot": budget.on_spot(r),

@@ -82,6 +82,7 @@ class Instance:
     phase: str | None = None          # cold-start phase (replicas/phases.py); None: not known, or over
     progress: float | None = None     # of the phase, 0..1
     hourly_cost: float | None = None  # dollars per hour for the whole replica, all its nodes
+    generation: float | None = None   # tokens per second, as its output tells; None: it does not
     detail: str = ""                  # why it is dead: exit code and last words; "" when alive
     ended: Ended = "run"              # what of it has, when it is dead
     region: str = ""                  # where it was placed: "aws/us-east-1/us-east-1a"; "" = not known

@@ -233,6 +233,7 @@ class LocalProvisioner:
             url=f"http://127.0.0.1:{record['port']}",
             phase=phases.phase,
             progress=phases.progress,
+            generation=output.generation,
             hourly_cost=self._price,
         )
 

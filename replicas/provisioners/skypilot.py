@@ -247,6 +247,7 @@ class SkyPilotProvisioner:
             url=attendant.url,
             phase=phases.phase,
             progress=phases.progress,
+            generation=attendant.output.generation,
             hourly_cost=price,
         )
 

@@ -30,6 +30,7 @@ PROMISED = {
     "gateway_ejections_total": {"service", "replica"},
     "gateway_tokens_total": {"service", "direction"},
     "gateway_replica_cost_dollars_per_hour": {"service", "replica"},
+    "gateway_replica_generation_tokens_per_second": {"service", "replica"},
     "gateway_cost_dollars_total": {"service"},
     "gateway_frozen": {"service"},
     "gateway_strays": {"service"},

@@ -194,3 +194,18 @@ def test_what_is_no_report_is_none(body: Any) -> None:
 def test_an_unknown_limit_stays_unknown() -> None:
     rank = {"num_running_reqs": 0, "num_waiting_reqs": 0}
     assert read(response({"loads": [rank]})) == Load()
+
+
+def test_the_speed_is_that_of_all_ranks_while_requests_run_and_none_where_it_is_not_told() -> None:
+    def speed(running: int, *speeds: float | None) -> float | None:
+        ranks = [
+            {"num_running_reqs": running, "num_waiting_reqs": 0, "timestamp": 1.0, "gen_throughput": speed}
+            for speed in speeds
+        ]
+        load = read(httpx.Response(200, json={"loads": ranks}))
+        assert load is not None
+        return load.generation
+
+    assert speed(1, 11.5, 20.0) == 31.5
+    assert speed(0, 11.5) == 0.0   # SGLang goes on to report its last batch
+    assert speed(1, None) is None

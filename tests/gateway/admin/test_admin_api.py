@@ -205,6 +205,59 @@ async def test_logs_of_dead_replicas_are_there_and_ids_cannot_leave_the_folder(
         assert (await http.get(f"/admin/replicas/{path}/logs")).status_code == 404, path
 
 
+TWO_RANKS = "".join(
+    f"(head, rank=0, pid=5) zero {n}\n(worker1, rank=1, pid=6, ip=10.0.0.12) one {n}\n" for n in range(9)
+)
+
+
+async def test_logs_of_one_rank_and_of_the_provisioning_are_asked_for_by_name(
+    http: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    folder = write_log(tmp_path, "svc-gw-0a1b2c3d-9", TWO_RANKS).parent
+    logs = "/admin/replicas/svc-gw-0a1b2c3d-9/logs"
+
+    async def ask(**params: str) -> tuple[int, str]:
+        answer = await http.get(logs, params=params)
+        refused = answer.status_code >= 400
+        return answer.status_code, answer.json()["error"]["message"] if refused else answer.text
+
+    one = "(worker1, rank=1, pid=6, ip=10.0.0.12) one 8\n"
+    assert await ask(rank="1", tail="1") == (200, one)
+    status, message = await ask(rank="2")
+    assert (status, message) == (
+        404, "svc-gw-0a1b2c3d-9 has printed nothing as rank 2: its ranks are 0, 1",
+    )  # fmt: skip
+    status, message = await ask(provision="1")
+    assert status == 404
+    assert "has no provision.log: SkyPilot writes one some seconds after a launch has begun" in message
+    (folder / "provision.log").write_text("head\n")
+    (folder / "provision-1.log").write_text("worker\n")
+    assert await ask(provision="1") == (200, "head\n")
+    assert await ask(provision="1", rank="1") == (200, "worker\n")
+    (folder / "rank-1.log").write_text("saved before its end\n")
+    assert await ask(rank="1") == (200, "saved before its end\n")
+    answer = await http.get("/admin/replicas/svc-gw-0a1b2c3d-7/logs")
+    assert answer.json()["error"]["message"].endswith("'svc-gw-0a1b2c3d-7': there is svc-gw-0a1b2c3d-9")
+
+
+async def test_one_rank_is_followed_though_the_other_prints_too(
+    port: AdminPort, controller: FakeController, tmp_path: Path
+) -> None:
+    path = write_log(tmp_path, "svc-gw-0a1b2c3d-1", TWO_RANKS)
+    url = f"{port.url}/admin/replicas/svc-gw-0a1b2c3d-1/logs"
+    params = {"follow": "1", "rank": "1", "tail": "1"}
+    async with httpx.AsyncClient() as http, http.stream("GET", url, params=params) as answer:
+        chunks = answer.aiter_text()
+        assert (await anext(chunks)).endswith("one 8\n")
+        with path.open("a") as file:
+            file.write("(head, rank=0, pid=5) zero 9\n(worker1, rank=1, pid=6) o")
+            file.flush()
+            file.write("ne 9\n(head, rank=0, pid=5) zero 10\n")
+        assert await anext(chunks) == "(worker1, rank=1, pid=6) one 9\n"
+        controller.service["replicas"] = []
+        assert [chunk async for chunk in chunks] == []
+
+
 async def test_replicas_with_output_are_listed_dead_ones_too(http: httpx.AsyncClient, tmp_path: Path) -> None:
     write_log(tmp_path, "svc-gw-0a1b2c3d-0", "x\n")
     write_log(tmp_path, "svc-gw-0a1b2c3d-1", "yy\n")
@@ -239,11 +292,14 @@ async def test_events_are_streamed_as_they_come(port: AdminPort) -> None:
                 break
 
 
-async def test_metrics_show_the_status_of_now(http: httpx.AsyncClient) -> None:
+async def test_metrics_show_the_status_of_now(http: httpx.AsyncClient, controller: FakeController) -> None:
+    controller.service["replicas"][0]["generation_tokens_per_second"] = 11.5
     answer = await http.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=")
     assert 'gateway_waiting{service="svc"} 3.0' in answer.text
     assert 'gateway_cost_dollars_total{service="svc"} 1.25' in answer.text
+    speed = 'gateway_replica_generation_tokens_per_second{replica="svc-gw-0a1b2c3d-1",service="svc"} 11.5'
+    assert speed in answer.text
 
 
 async def test_the_page_needs_nothing_from_elsewhere(http: httpx.AsyncClient) -> None:

@@ -127,6 +127,34 @@ def test_logs_are_read_from_the_files_when_no_gateway_runs(invoke: Invoke, tmp_p
     assert (result.exit_code, result.output) == (0, "last words\n")
 
 
+@pytest.mark.parametrize(("speed", "shown"), [(11.52, "11.5"), (2412.3, "2,412"), (0.0, " 0 "), (None, "")])
+def test_status_shows_how_fast_a_replica_generates(
+    ask: Invoke, controller: FakeController, speed: float | None, shown: str
+) -> None:
+    assert "tok/s" not in ask("status").output   # an empty column is left out
+    controller.service["replicas"][0]["generation_tokens_per_second"] = speed
+    output = ask("status").output
+    assert ("tok/s" in output) == (speed is not None)
+    assert shown in output
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_logs_of_a_rank_or_of_the_provisioning_with_and_without_a_gateway(
+    ask: Invoke, invoke: Invoke, tmp_path: Path, running: bool
+) -> None:
+    home, run = (tmp_path, ask) if running else (tmp_path / "home", invoke)
+    text = "(head, rank=0, pid=5) zero\n(worker1, rank=1, pid=6, ip=10.0.0.12) one\n"
+    write_log(home, "svc-gw-0a1b2c3d-7", text)
+    assert run("logs", "7", "--rank", "1", "--lines", "5").output == text.splitlines(keepends=True)[1]
+    assert run("logs", "--lines", "1").output == text.splitlines(keepends=True)[1]
+    refused = run("logs", "7", "--rank", "5")
+    assert (refused.exit_code, "its ranks are 0, 1" in refused.output) == (1, True)
+    refused = run("logs", "7", "--provision")
+    assert (refused.exit_code, "has no provision.log" in refused.output) == (1, True)
+    (home / "replicas" / "svc-gw-0a1b2c3d-7" / "provision.log").write_text("made\n")
+    assert run("logs", "7", "--provision").output == "made\n"
+
+
 @pytest.mark.parametrize("words", [("status",), ("scale", "--max", "1"), ("retry",)])
 def test_no_gateway_is_one_line_that_says_how_to_start_one(invoke: Invoke, words: tuple[str, ...]) -> None:
     result = invoke(*words)

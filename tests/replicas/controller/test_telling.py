@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
+
+import pytest
 
 from replicas.lifecycle import State
 from replicas.loads import Load
+from replicas.plans import Options
+from replicas.provisioners import LaunchError
 from replicas.spec import parse
 
 
@@ -122,3 +127,37 @@ async def test_reprs_say_what_a_log_needs(world: Any) -> None:
     await world.become_ready()
     assert "target=1" in repr(world.controller)
     assert "1:ready" in repr(world.controller)
+
+
+async def test_the_speed_is_that_of_the_load_report_or_of_the_output_where_there_is_none(world: Any) -> None:
+    def speed() -> float | None:
+        (replica,) = world.controller.status()["services"][0]["replicas"]
+        return replica["generation_tokens_per_second"]  # type: ignore[no-any-return]
+
+    world.provisioner.placed = {"generation": 11.5}
+    await world.become_ready()
+    world.loads.results[world.id(1)] = Load(generation=2400.0, supported=True, at=world.clock.now)
+    await world.step()
+    assert speed() == 2400.0
+    await world.steps(12)
+    assert speed() is None   # the report is too old to tell
+    world.loads.results[world.id(1)] = Load(supported=False)
+    await world.step()
+    assert speed() == 11.5
+
+
+@pytest.mark.parametrize("how", ["launch", "run"])
+async def test_no_secret_is_in_a_reason_an_event_or_the_status(world: Any, how: str) -> None:
+    yaml = world.text + "\nsecrets: {TOKEN: yaml-secret}\n"
+    world.start(yaml=yaml, launch=Options(secrets={"PLAN": "plan-secret"}))
+    (key,) = world.controller.keys.values()
+    why = f"curl -H 'x: yaml-secret' plan-secret {key}; --api-key other-key hf_abcdefghijklmnopqrst"
+    world.provisioner.launch_error = LaunchError(why) if how == "launch" else None
+    world.provisioner.dies = why
+    world.waits(1)
+    await world.steps(5)
+    told = json.dumps([world.events(), world.controller.status(), world.observer.told])
+    published = repr(world.control.published)
+    assert "curl -H" in told
+    for secret in ("yaml-secret", "plan-secret", key, "other-key", "hf_abcdefghijklmnopqrst"):
+        assert secret not in told + published
