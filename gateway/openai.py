@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from gateway.errors import BadRequest, GatewayError, NotTaken, Refused, UpstreamError
+from gateway.errors import GatewayError, NotTaken, Refused, UpstreamError
 
 Body = Mapping[str, Any]
 
@@ -37,7 +37,7 @@ class Endpoint:
     member that holds the prompt where SGLang takes our `rid` for a single prompt, else None. `end`: the line
     without which a stream was cut (at the start of a line: an answer may speak of `data: [DONE]`).
     `long_end`: the event of that line may be larger than the tail that is kept. `chunk`: the object name of
-    an empty chunk.
+    an empty chunk. `arrays`: members that must be non-empty arrays where they are there.
     """
 
     path: str
@@ -50,6 +50,7 @@ class Endpoint:
     chunk: str | None = None
     anthropic: bool = False
     typed_errors: bool = False
+    arrays: tuple[str, ...] = ()
 
     @property
     def target(self) -> bytes:
@@ -65,6 +66,7 @@ _ROWS = (
         Beats.CHUNKS,
         "messages",
         chunk="chat.completion.chunk",
+        arrays=("messages",),
     ),
     Endpoint("/v1/completions", (("prompt",),), True, Beats.CHUNKS, "prompt", chunk="text_completion"),
     Endpoint("/v1/embeddings", (("input",),)),
@@ -83,133 +85,21 @@ _ROWS = (
         Beats.PING,
         end=re.compile(rb"(?:^|[\r\n])event: ?message_stop[\r\n]"),
         anthropic=True,
+        arrays=("messages",),
     ),
-    Endpoint("/v1/rerank", (("query",), ("documents",))),
+    Endpoint("/v1/rerank", (("query",), ("documents",)), arrays=("documents",)),
     Endpoint("/v1/score", (("query", "text_1"), ("items", "text_2"))),
-    Endpoint("/generate", (("text", "input_ids", "input_embeds"),), True, prompt="text"),
-    Endpoint("/tokenize", (("prompt", "text", "messages"),)),
+    Endpoint(
+        "/generate",
+        (("text", "input_ids", "input_embeds"),),
+        True,
+        prompt="text",
+        arrays=("input_ids",),
+    ),
+    Endpoint("/tokenize", (("prompt", "text", "messages"),), arrays=("messages",)),
     Endpoint("/detokenize", (("tokens",),)),
 )
 ENDPOINTS: Mapping[bytes, Endpoint] = {row.path.encode(): row for row in _ROWS}
-
-
-# --- requests -------------------------------------------------------------------------------------
-
-
-def parse(raw: bytes, endpoint: Endpoint) -> dict[str, Any]:
-    """The request's JSON object, checked as far as it is cheap: after a 200 was committed no honest 400 is
-    possible.
-
-    Raises BadRequest with the member at fault as `param`.
-    """
-    try:
-        body = json.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise BadRequest(f"The request body is not UTF-8: {error.reason} at byte {error.start}.") from None
-    except RecursionError:
-        raise BadRequest("The request body nests too deeply to be read.") from None
-    except ValueError as error:
-        what = "is empty" if not raw.strip() else f"is not valid JSON: {error}"
-        raise BadRequest(f"The request body {what}. Send a JSON object.") from None
-    if not isinstance(body, dict):
-        raise BadRequest(f"The request body must be a JSON object, not {_kind(body)}.")
-    for group in endpoint.required:
-        if all(body.get(name) is None for name in group):
-            names = " or ".join(f"'{name}'" for name in group)
-            raise BadRequest(
-                f"Missing required member {names}.", param=group[0], code="missing_required_parameter"
-            )
-    _check_members(body, endpoint)
-    return body
-
-
-def _check_members(body: Body, endpoint: Endpoint) -> None:
-    stream = body.get("stream")
-    if stream is not None and not isinstance(stream, bool):
-        # SGLang would read "true" or 1 as true: then it streams where we think that it does not.
-        raise BadRequest(f"'stream' must be true or false, not {_kind(stream)}.", param="stream")
-    if stream and not endpoint.streams:
-        raise BadRequest(f"{endpoint.path} cannot stream: leave 'stream' out.", param="stream")
-    model = body.get("model")
-    if model is not None and not isinstance(model, str):
-        raise BadRequest(f"'model' must be a string, not {_kind(model)}.", param="model")
-    for name in endpoint_members(endpoint) & _ARRAYS:
-        value = body.get(name)  # null is as good as absent: clients send all their members
-        if value is not None and (not isinstance(value, list) or not value):
-            raise BadRequest(f"'{name}' must be a non-empty array.", param=name)
-        for i, message in enumerate(value or () if name == "messages" else ()):
-            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-                raise BadRequest(
-                    f"'messages[{i}]' must be an object with a 'role'.",
-                    param=f"messages[{i}]",
-                    code="invalid_type",
-                )
-    for name, low in (("max_tokens", 0), ("max_completion_tokens", 0), ("n", 1)):
-        value = body.get(name)
-        if value is not None and not (_is_number(value) and value >= low and value == value // 1):
-            raise BadRequest(f"'{name}' must be a whole number of at least {low}.", param=name)
-    for name, high in (("temperature", None), ("top_p", 1)):
-        value = body.get(name)
-        if value is not None and not (_is_number(value) and 0 <= value <= (high or _HUGE)):
-            bound = f"between 0 and {high}" if high else "of at least 0"
-            raise BadRequest(f"'{name}' must be a number {bound}.", param=name)
-    if endpoint.path == "/v1/responses":
-        for name in ("previous_response_id", "background", "conversation"):
-            if body.get(name):
-                raise BadRequest(
-                    f"'{name}' is not served: its state would live in one replica, which may be gone by the "
-                    "next request. Send the whole conversation as 'input'.",
-                    param=name,
-                    code="unsupported_parameter",
-                )
-        if body.get("store") is True:
-            raise BadRequest(
-                "'store: true' is not served: a stored response would live in one replica. Leave it out.",
-                param="store",
-                code="unsupported_parameter",
-            )
-
-
-_ARRAYS = frozenset({"messages", "input_ids", "documents"})
-_HUGE = 1e9  # no temperature; also keeps Infinity out, which Python reads and JSON does not have
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def endpoint_members(endpoint: Endpoint) -> frozenset[str]:
-    """The members an endpoint's required groups speak of."""
-    return frozenset(name for group in endpoint.required for name in group)
-
-
-def takes_rid(body: Body, endpoint: Endpoint) -> bool:
-    """Whether SGLang accepts one `rid` for this request: a single prompt, one choice, and none there yet."""
-    if endpoint.prompt is None or "rid" in body or body.get("n") not in (None, 1):
-        return False
-    if endpoint.path == "/generate":
-        params = body.get("sampling_params")
-        if isinstance(params, list) or (isinstance(params, dict) and params.get("n") not in (None, 1)):
-            return False
-        ids = body.get("input_ids")
-        if ids is not None:
-            return all(type(x) is int for x in ids)
-    prompt = body.get(endpoint.prompt)
-    if endpoint.prompt == "messages" or isinstance(prompt, str):
-        return True
-    return isinstance(prompt, list) and bool(prompt) and all(type(x) is int for x in prompt)
-
-
-def with_rid(raw: bytes, rid: str) -> tuple[bytes, bytes]:
-    """The same bytes with `"rid"` as first member, in two pieces: a body may be large. `raw` is a non-empty
-    JSON object in UTF-8."""
-    at = raw.index(b"{") + 1
-    return b'%b"rid":"%b",' % (raw[:at], rid.encode()), raw[at:]
-
-
-def _kind(value: object) -> str:
-    names = {type(None): "null", bool: "a boolean", str: "a string", list: "an array", dict: "an object"}
-    return names.get(type(value), "a number")
 
 
 # --- errors ---------------------------------------------------------------------------------------

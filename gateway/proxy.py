@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
+from gateway import bodies, openai
 from gateway import headers as lines
-from gateway import openai
 from gateway.admission import Passed
 from gateway.errors import (
     BadRequest,
@@ -28,7 +28,7 @@ from gateway.errors import (
     Undialable,
     UpstreamError,
 )
-from gateway.hold import Place, monotonic_ns
+from gateway.hold import monotonic_ns
 from gateway.patience import Patience, check_limit, check_wish, cold_headers, hold
 from gateway.relay import Attempt, counts_against
 from gateway.reply import Reply
@@ -51,30 +51,9 @@ class Exchange:
     """
 
     __slots__ = (
-        "_attempt",
-        "_body",
-        "_cut",
-        "_since",
-        "_task",
-        "attempts",
-        "client",
-        "ended",
-        "endpoint",
-        "held",
-        "key",
-        "lease",
-        "loop",
-        "model",
-        "patience",
-        "reply",
-        "request_id",
-        "rid",
-        "served",
-        "started",
-        "ttft",
-        "upstream",
-        "upstreams",
-        "worker",
+        "_attempt", "_cut", "_since", "_task", "attempts", "body", "client", "ended", "endpoint", "held",
+        "key", "lease", "loop", "model", "patience", "reply", "request_id", "rid", "served", "started",
+        "ttft", "upstream", "upstreams", "worker",
     )  # fmt: skip
 
     patience: Patience
@@ -85,7 +64,7 @@ class Exchange:
         self.endpoint = client.endpoint
         self.loop = asyncio.get_running_loop()
         self.started = self.loop.time()
-        self.rid = secrets.token_hex(16)
+        self.rid = worker.ids()
         self.request_id = self.rid
         self.reply = Reply(client, client.endpoint, self.rid, self.started)
         self.upstreams: Upstreams | None = None
@@ -98,7 +77,7 @@ class Exchange:
         self.served = False  # accepted: counted as arrived
         self.ended = False
         self._since = monotonic_ns()
-        self._body = b""
+        self.body = b""
         self._attempt: Attempt | None = None
         self._task: asyncio.Task[None] | None = None
         self._cut: End | None = None
@@ -121,14 +100,10 @@ class Exchange:
     def _checked(self, check: Callable[..., None], *what: bytes) -> bool:
         try:
             check(*what)
-        except GatewayError as error:
+        except Exception as error:
             self._refuse(error)
-        except Exception:
-            log.exception("request %s failed by a fault of the gateway's own", self.request_id)
-            self._refuse(InternalError("The gateway failed; the cause is in its log."))
-        else:
-            return True
-        return False
+            return False
+        return True
 
     def on_too_large(self, limit: int) -> None:
         """The body has passed `--max-body`."""
@@ -203,11 +178,11 @@ class Exchange:
             )
 
     def _check_body(self, raw: bytes) -> None:
-        self._body = raw
-        body = openai.parse(raw, self.endpoint)
+        self.body = raw
+        body = bodies.parse(raw, self.endpoint)
         self.upstreams = upstreams = self.worker.service_for(body.get("model"))
         self.model = body.get("model") or upstreams.info.model
-        if not openai.takes_rid(body, self.endpoint):
+        if not bodies.takes_rid(body, self.endpoint):
             self.rid = ""
         self.reply.describe(
             stream=bool(body.get("stream")),
@@ -216,10 +191,9 @@ class Exchange:
             request_id=self.request_id,
         )
 
-    def _refuse(self, error: GatewayError) -> None:
+    def _refuse(self, error: Exception) -> None:
         """A request that ends before it has a task."""
-        self.reply.fail(error)
-        self._account(error.end)
+        self._account(self._failed(error))
 
     # --- served at once, without a task
 
@@ -229,7 +203,7 @@ class Exchange:
         assert upstreams is not None
         self.worker.arrived(upstreams)
         self.served = True
-        self.lease = lease = upstreams.lease(self._since, len(self._body))
+        self.lease = lease = upstreams.lease(self._since, len(self.body))
         upstream = lease.take()
         connection = upstream.pool.pooled() if upstream is not None else None
         if upstream is None or connection is None:
@@ -259,7 +233,7 @@ class Exchange:
         elif isinstance(error, Stale | NotTaken | DiedSilent):
             self._spawn(error)
         else:
-            self._account(self._failed(error))
+            self._refuse(error)
 
     def _let_go(self) -> None:
         """End the attempt without a task, if there is one."""
@@ -357,7 +331,7 @@ class Exchange:
             if self.attempts >= MAX_ATTEMPTS or not upstreams.has_other_than(avoid):
                 return False
         self.retried(error.cause)
-        self.lease = upstreams.lease(self._since, len(self._body), avoid, again=True)
+        self.lease = upstreams.lease(self._since, len(self.body), avoid, again=True)
         return True
 
     async def _once(self, *, stale: bool) -> None:
@@ -369,7 +343,7 @@ class Exchange:
             upstream = lease.upstream
             if upstream is None:
                 check_wish(self, upstreams)
-                upstream = lease.take() or await lease.wait(self._hold)
+                upstream = lease.take() or await lease.wait(partial(hold, self))
             self.upstream = upstream
             if stale:
                 self.retried("stale")
@@ -378,9 +352,6 @@ class Exchange:
             await self._try(upstreams, upstream, fresh=stale)
         finally:
             lease.release()
-
-    async def _hold(self, place: Place) -> None:
-        await hold(self, place)
 
     async def _try(self, upstreams: Upstreams, upstream: Upstream, *, fresh: bool) -> None:
         self._attempt = attempt = Attempt(self, upstreams, upstream)
@@ -406,23 +377,7 @@ class Exchange:
         assert self.upstreams is not None
         self.worker.metrics(self.upstreams).retry(cause)
         if self.rid:
-            self.rid = secrets.token_hex(16)  # SGLang refuses a rid it has seen
-
-    def request(self, upstreams: Upstreams, upstream: Upstream) -> bytes:
-        """The bytes for this upstream: the client's body, our `rid` put first."""
-        client, pool, first, rest = self.client, upstream.pool, b"", self._body
-        if self.rid:
-            first, rest = openai.with_rid(rest, self.rid)
-        target = pool.prefix + self.endpoint.target + (b"?" + client.query if client.query else b"")
-        head = lines.to_replica(
-            client.head,
-            target=target,
-            authority=pool.authority,
-            key=upstreams.info.replica_key,
-            request_id=self.request_id,
-            length=len(first) + len(rest),
-        )
-        return b"".join((head, first, rest))
+            self.rid = self.worker.ids()  # SGLang refuses a rid it has seen
 
     # --- waiting
 
@@ -444,4 +399,4 @@ class Exchange:
         # No reference cycle: the memory, the body's above all, is to go now and not some day.
         self.client.served(self)
         self._task = self.lease = self.client.exchange = None
-        self._body = b""
+        self.body = b""

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from gateway import bodies, openai
 from gateway import headers as lines
-from gateway import openai
 from gateway.errors import BadResponse, DiedMidway, End, NotTaken, Refused, UpstreamError, UpstreamTimeout
 from gateway.upstream import Connection, Stale
 from gateway.upstreams import Upstream, Upstreams
@@ -61,9 +61,26 @@ class Attempt:
         if self._timer is None:
             self._exchange.worker.watch(self)
         connection.sink = self._heard
-        connection.request(self._exchange.request(self._upstreams, self._upstream))
+        connection.request(self._request())
         if connection.closed:
             self._loop.call_soon(self._heard, connection)
+
+    def _request(self) -> bytes:
+        """The bytes for this upstream: the client's body, our `rid` put first."""
+        exchange, client, pool = self._exchange, self._client, self._upstream.pool
+        first, rest = b"", exchange.body
+        if exchange.rid:
+            first, rest = bodies.with_rid(rest, exchange.rid)
+        target = pool.prefix + exchange.endpoint.target + (b"?" + client.query if client.query else b"")
+        head = lines.to_replica(
+            client.head,
+            target=target,
+            authority=pool.authority,
+            key=self._upstreams.info.replica_key,
+            request_id=exchange.request_id,
+            length=len(first) + len(rest),
+        )
+        return b"".join((head, first, rest))
 
     async def run(self, *, fresh: bool = False) -> None:
         """From the dial to the last byte. Raises UpstreamError. `fresh`: on no pooled connection."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from gateway.access import AccessLog
 from gateway.errors import End, GatewayError, ModelNotFound, Shutdown
+from gateway.ids import Ids
 from gateway.keys import ApiKeys
 from gateway.metrics import ServiceMetrics
 from gateway.proxy import Exchange
@@ -38,6 +39,7 @@ class Worker:
     def __init__(self, settings: Settings, index: int, board: Board) -> None:
         self.settings = settings
         self.index = index
+        self.ids = Ids()
         self.keys = ApiKeys(settings.api_key)
         self._limits = _limits(settings)
         self.ready = asyncio.Event()

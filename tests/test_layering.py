@@ -20,6 +20,7 @@ MODULES = {
 
 PURE = {
     "gateway.errors": set[str](),
+    "gateway.bodies": {"orjson"},
     "gateway.openai": set[str](),
     "gateway.routing": set[str](),
     "replicas.autoscaler": set[str](),

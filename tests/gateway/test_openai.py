@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway import openai
+from gateway import bodies, openai
 from gateway.errors import BadRequest, NotTaken, Refused, ServicePaused
 
 from .scripted import DATA
@@ -76,7 +76,7 @@ def test_only_the_paths_of_the_design_are_served() -> None:
     ],
 )
 def test_a_valid_body_is_let_in_as_it_is(path: str, body: dict[str, Any]) -> None:
-    assert openai.parse(json.dumps(body).encode(), openai.ENDPOINTS[path.encode()]) == body
+    assert bodies.parse(json.dumps(body).encode(), openai.ENDPOINTS[path.encode()]) == body
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_bad_body_is_told_what_is_wrong_and_where(
     endpoint: openai.Endpoint, raw: bytes, param: str | None, says: str
 ) -> None:
     with pytest.raises(BadRequest, match=re.escape(says)) as caught:
-        openai.parse(raw, endpoint)
+        bodies.parse(raw, endpoint)
     assert caught.value.param == param
     assert caught.value.status == 400
 
@@ -138,10 +138,10 @@ def test_a_bad_body_is_told_what_is_wrong_and_where(
 def test_whatever_the_body_is_it_is_let_in_or_refused(raw: bytes) -> None:
     for endpoint in openai.ENDPOINTS.values():
         try:
-            body = openai.parse(raw, endpoint)
+            body = bodies.parse(raw, endpoint)
         except BadRequest:
             continue
-        openai.takes_rid(body, endpoint)
+        bodies.takes_rid(body, endpoint)
 
 
 members = ["messages", "prompt", "text", "input_ids", "input", "stream", "n", "max_tokens", "sampling_params",
@@ -154,7 +154,7 @@ def test_known_members_of_any_type_are_let_in_or_refused(body: dict[str, Any]) -
     raw = json.dumps(body).encode()
     for endpoint in openai.ENDPOINTS.values():
         try:
-            openai.takes_rid(openai.parse(raw, endpoint), endpoint)
+            bodies.takes_rid(bodies.parse(raw, endpoint), endpoint)
         except BadRequest as error:
             json.loads(openai.error_body(error))
 
@@ -169,7 +169,7 @@ def test_with_a_rid_the_json_is_equal_apart_from_it_and_all_other_bytes_are_the_
 ) -> None:
     raw = json.dumps(body, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
     raw = before.encode() + b"{" + inside.encode() + raw[1:]
-    got = b"".join(openai.with_rid(raw, "0123abcd"))
+    got = b"".join(bodies.with_rid(raw, "0123abcd"))
     assert json.loads(got.decode("utf-8", "surrogatepass")) == {"rid": "0123abcd", **body}
     assert got.replace(b'"rid":"0123abcd",', b"", 1) == raw
     assert got.index(b'"rid"') == len(before.encode()) + 1
@@ -208,7 +208,7 @@ def test_with_a_rid_the_json_is_equal_apart_from_it_and_all_other_bytes_are_the_
 def test_a_rid_is_put_in_only_where_sglang_takes_one(
     endpoint: openai.Endpoint, body: dict[str, Any], takes: bool
 ) -> None:
-    assert openai.takes_rid(body, endpoint) is takes
+    assert bodies.takes_rid(body, endpoint) is takes
 
 
 # --- errors
