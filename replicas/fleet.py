@@ -196,7 +196,9 @@ class Fleet:
     def _provisioning(self, r: Replica, instance: Instance | None, seen: Evidence) -> None:
         known = instance is not None and instance.alive
         self._note_listed(r.id, known, seen)
-        limit = self.config.provision_timeout + (self.service.probe.initial_delay_seconds if known else 0.0)
+        # What a failed attempt has left is no machine, while the next one is waited for.
+        has_one = known and seen.now >= self.retry_at.get(r.id, 0.0)
+        limit = self.config.provision_timeout + (self.service.probe.initial_delay_seconds if has_one else 0.0)
         begun = max(r.since, self.starts.watched_since)  # a restart calls launch anew
         if seen.now - begun >= limit and not self.holds_still:
             last = self.rows[r.id].reason

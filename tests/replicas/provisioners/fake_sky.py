@@ -110,6 +110,7 @@ class FakeSky:
         self.submitting.set()
         self.submit_fails: list[Exception] = []
         self.launch_fails: list[Exception] = []
+        self.answers_lost = 0                         # launches that it takes on, and dies before it says so
         self.leaves_machines = False                  # by a launch that fails
         self.refuses_ports: Exception | None = None   # as a cloud that cannot open any
         self.down_fails: list[Exception] = []
@@ -255,6 +256,9 @@ class FakeSky:
             request = Request(self._request(None), name)
             self.requests[request.request_id] = request
             self._ever.append(request)
+            if self.answers_lost:
+                self.answers_lost -= 1
+                raise self.exceptions.ApiServerConnectionError("http://127.0.0.1:46580")
         return request.request_id
 
     def stream_and_get(self, request_id: str, *, output_stream: Any) -> Any:

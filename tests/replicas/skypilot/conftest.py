@@ -7,6 +7,7 @@ has not done yet (a launch that may not finish, a sleep): nothing depends on how
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from replicas.controller import Controller
 from replicas.lifecycle import State
 from replicas.provisioners.attendant import Attendant
 from replicas.provisioners.skypilot import SkyPilotProvisioner
@@ -27,6 +29,15 @@ from ..provisioners.fake_sky import FakeSky
 SETTLED = 5.0  # real seconds that a step may take, on a very busy machine
 ADDRESS = "10.0.0.5:30000"
 EFFECTS = ("launch", "stream_and_get", "api_cancel", "down")
+
+COMMITS = {  # what is saved, by who saves it
+    Controller._add.__code__: "a replica's number",
+    Controller._save.__code__: "rows",
+    Controller._publish.__code__: "a generation",
+    Controller.set_limits.__code__: "limits",
+    Controller.__init__.__code__: "the replicas' key",
+    Table.__init__.__code__: "the owner",
+}
 
 
 class Killed(BaseException):
@@ -85,7 +96,9 @@ class MortalSky:
 class MortalTable(Table):
     """state.db as one life of the gateway sees it."""
 
-    life = Life()
+    def __init__(self, path: Path, life: Life) -> None:
+        self.life = life
+        super().__init__(path)
 
     @contextmanager
     def _transaction(self, *, durable: bool) -> Iterator[None]:
@@ -94,13 +107,17 @@ class MortalTable(Table):
         with super()._transaction(durable=durable):
             yield
             if outermost:
-                self.life.touch(f"before the commit{self._what()}")
+                self.life.touch(f"before the commit of {self._what()}")
         if outermost:
-            self.life.touch(f"after the commit{self._what()}")
+            self.life.touch(f"after the commit of {self._what()}")
 
     def _what(self) -> str:
-        states = [str(r.state) for r in self.replicas()]
-        return f" ({', '.join(states)})" if states else ""
+        names = {id(code): what for code, what in COMMITS.items()}
+        frame = sys._getframe()
+        while frame.f_back is not None and id(frame.f_code) not in names:
+            frame = frame.f_back
+        states = ", ".join(str(r.state) for r in self.replicas()) or "none"
+        return f"{names.get(id(frame.f_code), '')} (now {states})"
 
 
 class SimClock(FakeClock):
@@ -129,6 +146,8 @@ class SkyWorld(World):
         self.life = Life()
         self.mute: set[str] = set()
         self.network = True
+        self.loading = False
+        self.ended = False
         super().__init__(state_dir)
 
     def start(self, *, yaml: str | None = None, kill_at: int | None = None, **settings: Any) -> None:
@@ -141,8 +160,7 @@ class SkyWorld(World):
     def open_table(self) -> Table:
         if not isinstance(self.clock, SimClock):
             self.clock = SimClock(self.sky)
-        MortalTable.life = self.life
-        table = MortalTable(self.state_dir / "state.db")
+        table = MortalTable(self.state_dir / "state.db", self.life)
         sky: Any = MortalSky(self.sky, self.life)
         self.provisioner: Any = SkyPilotProvisioner(
             self.state_dir, table.owner, sky=lambda: sky, clock=self.clock, sleep=self.clock.sleep
@@ -163,7 +181,7 @@ class SkyWorld(World):
             return "no answer in 25 s"
         here = url.partition("://")[2] in self.sky.exposed.values() or url in self.sky.exposed.values()
         up = id in self.sky.machines and self.sky.jobs(id) > 0 and id not in self.sky.run_ended
-        return True if up and here and id not in self.mute else "connection refused"
+        return True if up and here and not self.loading and id not in self.mute else "connection refused"
 
     async def settle(self) -> None:
         deadline, last, since = time.monotonic() + SETTLED, -1, time.monotonic()
@@ -219,7 +237,9 @@ class SkyWorld(World):
                 thread.stop()
 
     def end(self) -> None:
-        self.life.over = True
+        if self.ended:
+            return
+        self.ended = self.life.over = True
         self.sky.clusters.clear()
         self.sky.closing.set()
         self.sky.may_finish.set()
