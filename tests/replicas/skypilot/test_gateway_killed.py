@@ -2,7 +2,7 @@
 
 The points are found, not chosen: a life without a kill is watched for each commit of state.db and each call
 that changes something in SkyPilot; then the gateway is killed before and after each of them. The next one
-must end up with exactly the clusters that are wanted: none twice, none forgotten. `pytest -s` prints the table.
+must end up with exactly the clusters wanted: none twice, none forgotten. `pytest -s` shows the table.
 """
 
 from __future__ import annotations
