@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from replicas.provisioners import service_and_owner
 from replicas.spec import Service
 
 BAR_CELLS = 10
@@ -78,7 +79,10 @@ def status_view(status: Mapping[str, Any], now: float | None = None) -> Renderab
     for service in status["services"]:
         parts.extend(_service_view(service, at))
     parts.extend(_machines("being ended, no row knows them", status.get("strays"), "id", "reason"))
-    parts.extend(_machines("not ours, never touched", status.get("others"), "name", "status"))
+    others = status.get("others") or ()
+    orphans = any(service_and_owner(one["name"]) for one in others)
+    more = "; `gateway down --orphans OWNER` ends a dead gateway's" if orphans else ""
+    parts.extend(_machines(f"not ours, never touched{more}", others, "name", "status"))
     return Group(*parts)
 
 
@@ -126,7 +130,10 @@ def _service_view(service: Mapping[str, Any], now: float) -> list[RenderableType
 
 def _replica_table(replicas: list[Mapping[str, Any]], now: float) -> Table:
     """One row each. Columns in which nothing stands are left out: 80 columns are soon full."""
-    titles = ("replica", "state", "phase", "ETA", "since", "in flight", "depth", "tok/s", "$/h", "reason")
+    titles = (
+        *("replica", "state", "phase", "ETA", "since", "in flight", "depth", "tok/s", "where", "$/h"),
+        "reason",
+    )
     rows: list[tuple[str | Text, ...]] = []
     for replica in replicas:
         state = replica["state"] + (" (outdated)" if replica.get("outdated") else "")
@@ -141,6 +148,7 @@ def _replica_table(replicas: list[Mapping[str, Any]], now: float) -> Table:
                 f"{replica['in_flight']}" + (f"/{window}" if window else ""),
                 "" if replica.get("queue_depth") is None else str(replica["queue_depth"]),
                 speed_text(replica),
+                Text(replica.get("region") or ""),
                 f"{replica['hourly_cost']:.2f}" if replica.get("hourly_cost") else "",
                 Text(reason_text(replica, now)),
             )

@@ -64,6 +64,8 @@ def down(
         _ours(folder, limit, **where)
     except NotEnded as error:
         raise click.ClickException(str(error)) from None
+    except KeyboardInterrupt:
+        raise click.ClickException("stopped waiting; `gateway down` again goes on from here") from None
 
 
 def _ours(folder: Path, limit: float, **where: str | None) -> None:

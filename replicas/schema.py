@@ -216,7 +216,7 @@ class Section(_Strict):
         if policy.spot_placer is not None:
             warnings.append(
                 "service.replica_policy.spot_placer: has no effect; no launch of SkyPilot can be told which "
-                "zones to avoid, so it takes the cheapest again; 3 losses in 2 hours go on-demand instead"
+                "zones to avoid, so it takes the cheapest again; 3 losses in 2 hours go on-demand, if allowed"
             )
         if policy.max_replicas == 0:
             warnings.append(

@@ -4,8 +4,6 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from replicas.provisioners import Other
-
 if TYPE_CHECKING:
     from replicas.provisioners.sdk import Sky
 
@@ -52,11 +50,6 @@ def placed(cluster: Any) -> tuple[str, bool | None]:
         return str(resources.infra.to_str() or ""), bool(resources.use_spot)
     except Exception:   # no handle yet
         return "", None
-
-
-def other(cluster: Any) -> Other:
-    """One that is not ours, for people to see."""
-    return Other(cluster.name, str(cluster.status.value), hourly_cost(cluster))
 
 
 def hourly_cost(cluster: Any) -> float | None:

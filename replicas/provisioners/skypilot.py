@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from replicas.spec import Service
 
 REFRESH_SECONDS = 20.0   # so a preemption is noticed within this, plus a tick
+PRICE_SECONDS = 60.0     # between two looks at what a cluster that is not ours costs
 DOWN_SECONDS = 600.0     # from the first `down` to giving up for now
 DOWN_PAUSE_SECONDS = 5.0
 
@@ -85,6 +86,7 @@ class SkyPilotProvisioner:
         self._looking = threading.Lock()
         self._refreshed = float("-inf")
         self._others: list[Any] = []   # clusters of the last look
+        self._prices: dict[str, tuple[float, float | None]] = {}   # of those, and when it was looked up
         self._attendants: dict[str, Attendant] = {}
 
     def __repr__(self) -> str:
@@ -107,7 +109,16 @@ class SkyPilotProvisioner:
     async def others(self, services: Collection[str]) -> list[Other]:
         """See Provisioner. Of the user that SkyPilot knows us as; their status is what it remembers."""
         found = [cluster for cluster in self._others if concerns(cluster.name, services)]
-        return await in_thread(lambda: [clusters.other(cluster) for cluster in found]) if found else []
+        return await in_thread(lambda: self._priced(found)) if found else []
+
+    def _priced(self, found: list[Any]) -> list[Other]:
+        now, known = self._clock(), self._prices
+        self._prices = {}   # a price may cost a look at a catalogue that is to be fetched first
+        for name, cluster in ((cluster.name, cluster) for cluster in found):
+            at, _ = self._prices[name] = known.get(name, (float("-inf"), None))
+            if now - at >= PRICE_SECONDS:
+                self._prices[name] = now, clusters.hourly_cost(cluster)
+        return [Other(c.name, str(c.status.value), self._prices[c.name][1]) for c in found]
 
     async def close(self) -> None:
         """See Provisioner. Threads that wait for SkyPilot end with the process."""

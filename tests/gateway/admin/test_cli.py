@@ -58,6 +58,26 @@ def test_status_shows_phase_eta_demand_price_and_reason(ask: Invoke) -> None:
         assert words in result.output, words
 
 
+def test_status_shows_where_a_replica_is_and_machines_that_are_none(
+    ask: Invoke, controller: FakeController
+) -> None:
+    controller.service["replicas"][0] |= {"region": "aws/us-east-1/us-east-1a"}
+    before = controller.status
+    more = {
+        "strays": [{"id": "svc-gw-0a1b2c3d-7", "hourly_cost": 9.5, "reason": "no row knows it"}],
+        "others": [{"name": "svc-A100", "hourly_cost": None, "status": "STOPPED"}],
+    }
+    controller.status = lambda: {**before(), **more}  # type: ignore[method-assign]
+    output = ask("status").output
+    for words in ("aws/us-east-1/us-east-1a", "svc-gw-0a1b2c3d-7", "$9.50 an hour", "no row knows it"):
+        assert words in output, words
+    for words in ("not ours, never touched", "svc-A100", "price unknown", "STOPPED"):
+        assert words in output, words
+    assert "--orphans" not in output
+    more["others"] += [{"name": "svc-gw-deadbeef-1", "hourly_cost": 2.0, "status": "UP"}]
+    assert "`gateway down --orphans OWNER` ends a dead gateway's" in ask("status").output
+
+
 def test_status_as_json_is_the_answer_of_the_admin_port(ask: Invoke) -> None:
     status = json.loads(ask("status", "--json").output)
     assert status["services"][0]["name"] == "svc"

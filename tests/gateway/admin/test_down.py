@@ -182,6 +182,18 @@ def test_its_flags_go_with_orphans_alone(invoke: Invoke) -> None:
     assert invoke("down", "--timeout", "soon").exit_code == 2
 
 
+def test_a_person_who_stops_waiting_is_told_how_to_go_on(
+    invoke: Invoke, port: AdminPort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gateway.ending.time.sleep", interrupted)
+    result = invoke("down", env={"GATEWAY_ADMIN_URL": port.url})
+    assert result.exit_code == 1
+    assert "`gateway down` again goes on from here" in result.output
+
+
 def test_down_gives_up_waiting_and_names_what_is_left(
     invoke: Invoke, port: AdminPort, controller: FakeController
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from replicas.provisioners import Other, concerns, service_and_owner
-from replicas.provisioners.skypilot import SkyPilotProvisioner
+from replicas.provisioners.skypilot import PRICE_SECONDS, SkyPilotProvisioner
 from replicas.spec import Service
 
 from .fake_sky import Cluster
@@ -59,7 +59,7 @@ async def test_where_it_was_placed_and_on_which_market_is_told_as_skypilot_chose
 
 
 async def test_what_is_not_ours_is_told_with_status_and_price_and_asks_skypilot_nothing_more(
-    skypilot: SkyPilot, fake_sky: Any, service: Build, monkeypatch: pytest.MonkeyPatch
+    skypilot: SkyPilot, fake_sky: Any, service: Build, clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provisioner = skypilot()
     assert await provisioner.others(["tiny"]) == []
@@ -73,6 +73,10 @@ async def test_what_is_not_ours_is_told_with_status_and_price_and_asks_skypilot_
     assert await provisioner.others(["tiny"]) == [
         Other("tiny-A100", "STOPPED", 60.0), Other("r1-gw-deadbeef-4", "UP", None)
     ]
+    fake_sky.clusters["tiny-A100"].handle.launched_resources.price = 1.0
+    assert (await provisioner.others(["tiny"]))[0].hourly_cost == 60.0
+    clock.now += PRICE_SECONDS
+    assert (await provisioner.others(["tiny"]))[0].hourly_cost == 2.0
     for name in ("tiny-A100", "r1-gw-deadbeef-4"):
         await provisioner.terminate(name)
         assert name in fake_sky.clusters
