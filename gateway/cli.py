@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gateway import cost, ending, operate
+from gateway import cost, ending, operate, quote
 from gateway import settings as options
 from gateway.operate import friendly, show
 from gateway.settings import SETTINGS, Setting, Settings
@@ -190,6 +190,33 @@ def check(file: str, as_json: bool, **values: Any) -> None:
         click.echo(json.dumps({**service_facts(service), **found}, indent=2))
     else:
         show(service_view(service, found))
+
+
+@main.command()
+@click.argument("file")
+@click.option(
+    "--max-cost",
+    type=click.FloatRange(0, min_open=True),
+    required=True,
+    metavar="DOLLARS",
+    help="Most it may cost: it is not begun if it might cost more, and ends once it has.",
+)
+@click.option("--state-dir", metavar="DIR", help="Default: a temporary one, kept if it fails.")
+@setting_options(quote.TAKEN)
+def selftest(file: str, max_cost: float, state_dir: str | None, **values: Any) -> None:
+    """Launch FILE for real, ask it, take its replica away, see it recover and go to zero.
+
+    It has a gateway of its own. Takes the flags of `up` that matter for that. Whatever happens, nothing of
+    it runs afterwards, which is verified. The price must be known: --price where no catalogue has it.
+    """
+    from gateway.selftest import run
+
+    with friendly():
+        settings, service, found = quote.prepare(file, values)
+        if why := quote.refusal(found, max_cost):
+            raise click.ClickException(why)
+    click.echo(f"{service.name}, replicas from {settings.provisioner}: {found}")
+    sys.exit(run(settings, service, max_cost, state_dir, click.echo))
 
 
 for command in (

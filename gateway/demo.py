@@ -12,7 +12,6 @@ import os
 import queue
 import shutil
 import signal
-import subprocess
 import tempfile
 import threading
 import time
@@ -25,34 +24,24 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from gateway import processes, sockets, statedir
+from gateway import sockets
 from gateway.client import AdminClient, ClientError
 from gateway.display import bar, duration, status_view
 from gateway.logs import known_replicas, select
-from gateway.settings import SETTINGS, find_config
+from gateway.settings import find_config
+from gateway.tethered import Tethered, TetherError
 from replicas import spec
 from replicas.phases import PHASES
 from replicas.table import Table
 
 QUESTION = 'How many times does the letter R occur in "strawberry"?'
 MAX_TOKENS = 256  # the simulated answer has 229: it ends by itself
-START_SECONDS = 30.0
-# Ending means: drain the open answer, end the replica, verify. Usually a second.
-STOP_SECONDS = 90.0
 POLL_SECONDS = 0.2
 # A cold start here takes 15 seconds, a token 30 ms; on a machine in trouble ten times as long.
 ANSWER_SECONDS, SILENCE_SECONDS = 150.0, 30.0
 # Seconds of one cold start of config/local.yaml, measured on 2 shared cores: what the first ETA is made from,
 # as every later one is from the starts that state.db remembers.
 MEASURED = {"provision": 0.1, "setup": 1.2, "download": 6.1, "load": 4.1, "warmup": 3.8, "total": 15.3}
-
-
-class DemoError(Exception):
-    """The demo cannot go on. One line; `log` is a file whose end may say more."""
-
-    def __init__(self, message: str, log: Path | None = None) -> None:
-        super().__init__(message)
-        self.log = log
 
 
 def run(*, once: bool, state_dir: str | None, port: int, admin_port: int) -> int:
@@ -82,7 +71,7 @@ def _run(folder: Path, once: bool, port: int, admin_port: int, console: Console)
             if not once:
                 _keep_serving(gateway, console)
         return 0
-    except (DemoError, ClientError, OSError) as error:
+    except (TetherError, ClientError, OSError) as error:
         console.print(Text(f"The demo failed: {error}", style="red"))
         _print_end_of(getattr(error, "log", None), console)
         for replica in known_replicas(folder)[:1]:
@@ -108,77 +97,21 @@ def _folder(given: str | None) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class Gateway:
-    """A gateway process with its own log file; `__exit__` ends it and its replicas, however long it takes."""
+class Gateway(Tethered):
+    """The demo's gateway: the embedded service on ports that are free. `model`: what it serves."""
 
     def __init__(self, folder: Path, port: int, admin_port: int, console: Console) -> None:
-        self.folder = folder
-        self.log = folder / "gateway.log"
-        self.url = self.admin_url = ""
-        self._console = console
+        super().__init__(folder, console.print)
         self._ports = port, admin_port
-        self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Gateway:
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        port, admin_port = self._ports
+    def start(self) -> None:
         service = spec.load(find_config("local.yaml"))
         self.model = service.model
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _remember_a_start(self.folder, service)
+        port, admin_port = self._ports
         port, admin_port = self._free(port, "--port"), self._free(admin_port, "--admin-port")
-        where = [f"--state-dir={self.folder}", f"--port={port}", f"--admin-port={admin_port}"]
-        ours = {row.env for row in SETTINGS} | {"GATEWAY_FILE"}
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*processes.module_command("gateway"), "up", "--end-replicas", *where],
-                env={k: v for k, v in os.environ.items() if k not in ours},
-                stdin=subprocess.PIPE,  # it ends when we are gone, killed even (`gateway up --end-replicas`)
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C reaches us, and we end it in order
-            )
-        try:
-            self._wait_until_ready()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    @property
-    def alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    def stop(self) -> None:
-        """End it and its replicas. A second Ctrl-C hurries it; only one that hangs is killed."""
-        process = self._process
-        if process is None:
-            return
-        deadline = time.monotonic() + STOP_SECONDS
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        while process.poll() is None:
-            try:
-                process.wait(timeout=max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                self._console.print("The gateway does not end: killing it.")
-                process.kill()
-                process.wait()
-                self._end_leftovers()
-            except KeyboardInterrupt:
-                process.send_signal(signal.SIGTERM)
-        if process.stdin is not None:
-            process.stdin.close()
-
-    def _end_leftovers(self) -> None:
-        from gateway.assembly import end_leftovers
-
-        try:
-            end_leftovers(self.folder)
-        except Exception as error:
-            self._console.print(f"Replicas may be left over: {error}")
+        self.launch([f"--port={port}", f"--admin-port={admin_port}"])
 
     def _free(self, port: int, option: str) -> int:
         """The port wanted, or any free one when somebody has it."""
@@ -186,27 +119,9 @@ class Gateway:
             for listener in sockets.listen("127.0.0.1", port, 1, option):
                 listener.close()
         except sockets.PortError:
-            self._console.print(f"Port {port} is in use: taking a free one instead.")
+            self.say(f"Port {port} is in use: taking a free one instead.")
             return 0
         return port
-
-    def _wait_until_ready(self) -> None:
-        process = self._process
-        assert process is not None
-        deadline = time.monotonic() + START_SECONDS
-        with httpx.Client(trust_env=False, timeout=2.0) as http:
-            while time.monotonic() < deadline:
-                if not self.alive:
-                    raise DemoError("the gateway did not start; the end of its log:", self.log)
-                address = statedir.read_address(self.folder)
-                if address is not None and address["pid"] == process.pid:
-                    self.url, self.admin_url = address["url"], address["admin_url"]
-                    with contextlib.suppress(httpx.HTTPError):
-                        ready = http.get(f"{self.url}/ready").status_code == 200
-                        if ready and http.get(f"{self.admin_url}/health").status_code == 200:
-                            return
-                time.sleep(0.05)
-        raise DemoError(f"the gateway was not ready within {START_SECONDS:.0f} s; its log ends:", self.log)
 
 
 def _remember_a_start(folder: Path, service: spec.Service) -> None:
@@ -277,7 +192,7 @@ def _ask_by_http(url: str, body: dict[str, Any]) -> Iterator[str]:
             if line.startswith("data: {"):
                 event = json.loads(line.removeprefix("data: "))
                 if "error" in event:
-                    raise DemoError(event["error"]["message"])
+                    raise TetherError(event["error"]["message"])
                 for choice in event["choices"]:
                     yield choice["delta"].get("reasoning_content") or choice["delta"].get("content") or ""
 
@@ -298,7 +213,7 @@ def _show(gateway: Gateway, console: Console) -> None:
                 console.print(Text(piece), end="")
             console.print("\n")
         if request.error:
-            raise DemoError(f"no answer ({request.error}); the gateway's log ends:", gateway.log)
+            raise TetherError(f"no answer ({request.error}); the gateway's log ends:", gateway.log)
         time.sleep(POLL_SECONDS)  # the end of the answer reaches the counts
         console.print("[dim]$ gateway status[/dim]")
         console.print(status_view(admin.status()))
@@ -320,10 +235,10 @@ def _watch_cold_start(gateway: Gateway, admin: AdminClient, request: Request, co
     with live or contextlib.nullcontext():
         while not request.first.wait(POLL_SECONDS):
             if not gateway.alive:
-                raise DemoError("the gateway has ended; the end of its log:", gateway.log)
+                raise TetherError("the gateway has ended; the end of its log:", gateway.log)
             if time.monotonic() - began > ANSWER_SECONDS:
                 limit = f"{ANSWER_SECONDS:.0f} s"
-                raise DemoError(f"no token within {limit}; the gateway's log ends:", gateway.log)
+                raise TetherError(f"no token within {limit}; the gateway's log ends:", gateway.log)
             try:
                 services = admin.status()["services"]
             except ClientError:
@@ -382,7 +297,7 @@ def _keep_serving(gateway: Gateway, console: Console) -> None:
     except KeyboardInterrupt:
         console.print("\nEnding the replica and the gateway ...")
         return
-    raise DemoError("the gateway has ended; the end of its log:", gateway.log)
+    raise TetherError("the gateway has ended; the end of its log:", gateway.log)
 
 
 def _print_end_of(log: Path | None, console: Console) -> None:

@@ -73,7 +73,7 @@ def _ours(folder: Path, limit: float, **where: str | None) -> None:
 
     try:
         with admin(**where) as client:
-            _end(client, folder, limit)
+            wait_for_down(client, folder, limit)
     except click.ClickException as error:
         if not isinstance(error.__context__, NotRunning) or where["admin_url"]:
             raise
@@ -87,7 +87,9 @@ def _ours(folder: Path, limit: float, **where: str | None) -> None:
     click.echo("every replica is gone, and the gateway has ended")
 
 
-def _end(client: AdminClient, folder: Path, limit: float) -> None:
+def wait_for_down(client: AdminClient, folder: Path, limit: float) -> None:
+    """Ask for `down`; returns when every replica is gone and the gateway has ended. Raises ClientError, and
+    NotEnded after `limit` seconds."""
     from gateway import statedir
     from gateway.client import BrokeOff, ClientError, NotRunning
 
