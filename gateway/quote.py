@@ -94,10 +94,11 @@ def refusal(found: Quote, max_cost: float) -> str | None:
             f" give --price DOLLARS (of a replica, an hour){one}"
         )
     if found.dollars > max_cost:
+        enough = math.ceil(found.dollars * 100) / 100
         return (
             f"{duration(found.seconds)} at ${found.hourly:.2f} an hour (two cold starts as long as the YAML"
             f" allows) may cost ${found.dollars:.2f}, more than --max-cost {max_cost:g}: give"
-            f" --max-cost {math.ceil(found.dollars * 100) / 100:g}, a cheaper --plan, or a shorter initial_delay_seconds"
+            f" --max-cost {enough:g}, a cheaper --plan, or a shorter initial_delay_seconds"
         )
     return None
 
