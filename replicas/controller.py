@@ -208,7 +208,7 @@ class Controller:
         """The limits on money are the gateway's: each fleet is told what the others cost."""
         spent = {name: f.launches.spending(f.rows.values(), now) for name, f in self.fleets.items()}
         for name, fleet in self.fleets.items():
-            others = [spending for other, spending in spent.items() if other != name]
+            others = [self._strays.spending(now)] + [s for other, s in spent.items() if other != name]
             fleet.launches.elsewhere = Spending(sum(s.hourly for s in others), sum(s.day for s in others))
 
     # ------------------------------------------------------------ plan and save

@@ -8,8 +8,10 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from replicas import budget
 from replicas.errands import Errands, Outcome
 from replicas.evidence import Lookout
+from replicas.plans import Spending
 from replicas.provisioners import Instance, owned_by, service_and_owner
 
 PAUSE_FIRST: Final = 5.0  # s from an end that was not verified to the next try
@@ -88,6 +90,12 @@ class Strays:
             for id, stray in self._found.items()
             if stray.told
         }
+
+    def spending(self, now: float) -> Spending:
+        """What they cost an hour and have cost within a day, for the limits on money: those still there."""
+        priced = [(m.hourly_cost or 0.0, m.launched_at or now) for m in self.machines.values()]
+        day = sum(price * min(budget.DAY, max(0.0, now - begun)) / 3600 for price, begun in priced)
+        return Spending(sum(price for price, _ in priced), day)
 
     def status(self) -> list[dict[str, Any]]:
         return [

@@ -10,6 +10,7 @@ import pytest
 
 from replicas.costs import Entry
 from replicas.lifecycle import State
+from replicas.plans import Options
 from replicas.provisioners import Instance, InstancesUnknown, Other
 
 
@@ -97,6 +98,25 @@ async def test_it_is_told_in_events_and_status_and_an_end_that_fails_is_repeated
     await world.steps(45)
     assert world.controller.status()["strays"] == []
     assert [e["code"] for e in world.events("stray")] == ["found", "gone"]
+
+
+async def test_what_a_stray_costs_counts_toward_the_limits_on_money(world: Any) -> None:
+    prices = {"": 50.0}
+    world.start(launch=Options(prices=prices, max_hourly_cost=100.0, max_daily_cost=1000.0))
+    stray(world, launched_at=world.clock.now - 7200.0)  # $60 an hour
+    world.provisioner.terminate_error = RuntimeError("no")
+    await world.steps(3)
+    world.waits(1)
+    await world.steps(3)
+    assert world.replicas == []
+    assert "$60.00 an hour now" in world.info.message
+    world.provisioner.terminate_error = None
+    await world.steps(30, until=lambda: world.replicas)
+    world.start(launch=Options(prices=prices, max_daily_cost=100.0))
+    stray(world, launched_at=world.clock.now - 7200.0)
+    world.provisioner.terminate_error = RuntimeError("no")
+    await world.steps(3)
+    assert world.controller.fleets["r1"].launches.elsewhere.day == pytest.approx(120.0, abs=0.2)
 
 
 async def test_what_is_not_ours_is_shown_and_survives_start_crash_and_down(world: Any) -> None:
