@@ -1,4 +1,4 @@
-"""Stays with one SkyPilot cluster that is up: finds its endpoint, then keeps its output until `run` ends."""
+"""Stays with one SkyPilot cluster that is up: finds its endpoint and keeps its output until `run` ends."""
 from __future__ import annotations
 
 import logging
@@ -21,7 +21,7 @@ _RUN_ENDED = (0, 100, 103)   # sky.exceptions.JobExitCode: SUCCEEDED, FAILED, CA
 class Attendant(threading.Thread):
     """A daemon thread: it waits in SkyPilot's SDK for as long as the replica lives.
 
-    Its attributes are written by the thread alone and read by anybody.
+    Its attributes are written by it (`url`: under `_finding`) and read by anybody.
     """
 
     def __init__(self, sky: Sky, cluster: str, directory: Path, handle: Any) -> None:
@@ -51,10 +51,18 @@ class Attendant(threading.Thread):
         with self._finding:
             try:
                 found = self._find((folder.record(self._directory) or {}).get("port"))
-            except Exception as error:   # as in `run`
+            except Exception as error:   # of any kind: not exposed yet, API server away, cluster gone
                 log.info("%s: its endpoint: %s", self._cluster, error)
             else:
                 self.url = found or self.url   # one that is not exposed for the moment may be back as it was
+
+    def _seek(self) -> None:
+        """Until there is a URL. Beside the output: on Kubernetes an address takes minutes, and `run` may end
+        before."""
+        while self.url is None and self.ended is None and not self._gone.is_set():
+            self._find_again()
+            if self.url is None:
+                self._gone.wait(PAUSE_SECONDS)
 
     def why(self) -> str:
         """Why it is no replica any more, for people."""
@@ -69,20 +77,16 @@ class Attendant(threading.Thread):
         return self.following or self.ended is not None
 
     def run(self) -> None:
-        record = folder.record(self._directory) or {}
+        threading.Thread(target=self._seek, name=f"attendant {self._cluster}", daemon=True).start()
         lines = keeping.LAST_LINES if keeping.has_words(self._directory) else 0   # 0: all
         while self.ended is None and not self._gone.is_set():
             try:
-                if self.url is None:
-                    self.url = self._find(record.get("port"))
-                if self.url is not None:
-                    self.ended = self._follow(lines)
-                    lines = keeping.LAST_LINES
-            except Exception as error:   # of any kind: not exposed yet, API server away, cluster gone
-                # Whether it exists is for `instances` to tell.
+                self.ended = self._follow(lines)
+            except Exception as error:   # of any kind; whether it exists is for `instances` to tell
                 log.info("%s: %s", self._cluster, keeping.mask(self._directory)(str(error)))
             if self.ended is None:
                 self._gone.wait(PAUSE_SECONDS)
+            lines = keeping.LAST_LINES
 
     def _find(self, port: int | None) -> str | None:
         try:

@@ -6,12 +6,14 @@ import asyncio
 import json
 import stat
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from replicas import tls
+from replicas.phases import PHASES
 from replicas.plans import Plan
 from replicas.provisioners import LaunchError, keeping
 from replicas.provisioners.skypilot import SkyPilotProvisioner
@@ -88,6 +90,61 @@ async def test_the_secrets_of_a_launch_are_known_to_the_gateway_that_adopts_it(
     adopter = skypilot()
     await prints(adopter, tmp_path, "pid=9) on", eventually)
     assert not [secret for secret in SECRETS if secret in kept(tmp_path)]
+
+
+async def test_phases_and_the_end_are_told_though_no_endpoint_is_exposed_yet(
+    skypilot: SkyPilot, fake_sky: Any, service: Build, tmp_path: Path, eventually: Eventually
+) -> None:
+    fake_sky.exposed = {}
+    fake_sky.printed = "(setup pid=3) pip install\n(head, rank=0, pid=9) Load weight begin. avail mem=9 GB\n"
+    provisioner = skypilot()
+    await launch(provisioner, service)
+
+    async def instance() -> Any:
+        return (await provisioner.instances())[ID]
+
+    async def loads() -> bool:
+        return bool((await instance()).phase == "load")
+
+    await eventually(loads)
+    assert (await instance()).url is None
+    fake_sky.run_ended[ID] = 100
+
+    async def dead() -> bool:
+        return not (await instance()).alive
+
+    await eventually(dead)
+
+
+async def test_all_phases_of_a_cold_start_are_told_in_what_skypilot_and_a_real_sglang_say(
+    skypilot: SkyPilot, fake_sky: Any, service: Build, tmp_path: Path, eventually: Eventually
+) -> None:
+    fake_sky.printed = ""
+    fake_sky.may_finish.clear()
+    provisioner = skypilot()
+    launching = asyncio.create_task(launch(provisioner, service))
+    seen = list[str | None]()
+
+    async def phase_is(phase: str) -> bool:
+        found = (await provisioner.instances()).get(ID)
+        if found is not None and (not seen or seen[-1] != found.phase):
+            seen.append(found.phase)
+        return found is not None and found.phase == phase
+
+    await eventually(lambda: phase_is("provision"))
+    fake_sky.may_finish.set()
+    await launching
+    head = "\x1b[36m(head, rank=0, pid=9)\x1b[0m [2026-11-24 04:51:31 TP0] "
+    for phase, line in {
+        "setup": "\x1b[36m(setup pid=3)\x1b[0m Resolved 153 packages\n",
+        "download": "(worker1, rank=1, pid=9, ip=10.0.0.12) Fetching 163 files:  50%|#  | 81/163\n",
+        "load": f"{head}Load weight begin. avail mem=139.13 GB\n",
+        "warmup": f"{head}Capture cuda graph begin. This can take up to several minutes.\n",
+    }.items():
+        with keeping.appending(tmp_path / "replicas" / ID) as out:
+            out.write(line)
+        await eventually(partial(phase_is, phase))
+    assert seen == list(PHASES)
 
 
 async def test_a_secret_in_what_skypilot_raises_is_for_the_controller_to_mask_and_the_log_has_none(

@@ -65,7 +65,8 @@ async def test_a_replica_is_provisioning_then_has_url_price_and_the_phases_of_it
     fake_sky.exposed = {22: "10.0.0.5:22", 30000: "10.0.0.5:30000"}
 
     async def downloading() -> bool:
-        return (await provisioner.instances())[ID].progress == 0.5
+        instance = (await provisioner.instances())[ID]
+        return instance.progress == 0.5 and instance.url is not None
 
     await eventually(downloading)
     instance = (await provisioner.instances())[ID]
