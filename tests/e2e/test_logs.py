@@ -30,7 +30,7 @@ def test_logs_of_a_failed_replica_are_kept_without_secrets_and_following_ends_wi
     gateways: Gateways, eventually: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "a-token-of-no-known-kind")
-    gateway = gateways("--keep-failed", "5", "--max-replicas", "1", before=CLEAR)
+    gateway = gateways("--keep-failed", "3", "--max-replicas", "1", before=CLEAR)
     assert httpx.post(gateway.url + "/v1/chat/completions", json=BODY, timeout=60).status_code == 200
     (replica,) = gateway.ready()
     eventually(lambda: gateway.replicas()[0]["generation_tokens_per_second"] is not None)
