@@ -204,3 +204,46 @@ async def test_a_stream_that_stalls_for_good_is_an_error_event(rigs: Rigs) -> No
         assert got.content.startswith(event("x") + b"data: ")
         assert "replica_timeout" in got.text
         assert replica.aborts == []  # mid-stream, closing is enough
+
+
+async def test_a_stall_that_takes_the_replica_out_of_rotation_for_a_while_loses_no_request(
+    rigs: Rigs,
+) -> None:
+    """Two minutes without a byte, at a hundredth: its requests stay where they are, those who come meanwhile
+    wait, and each runs once."""
+    rig = await rigs(commit_after=0.05, beat_after=0.45, beat_every=0.08)
+    go = asyncio.Event()
+
+    async def stalls(peer: Peer) -> None:
+        streams = peer.request.json.get("stream")
+        if streams and peer.number % 4 < 2:  # some have begun
+            await peer.send(STREAM + chunk(event("a")))
+            await go.wait()
+            await peer.send(chunk(event("b")) + chunk(DONE) + LAST)
+            return
+        await go.wait()
+        await peer.send(STREAM + chunk(event("a")) + chunk(DONE) + LAST if streams else ANSWER)
+
+    async with Scripted(stalls) as replica:
+        rig.publish(replica.url)
+        await rig.acked()
+        before = {cause: retries(cause) for cause in ("dial", "died_silent", "stale")}
+        running = [await rig.raw(chat(stream=number % 2 == 0)) for number in range(8)]
+        await eventually(lambda: len(replica.requests) == 8)
+        rig.publish()  # not ready
+        await rig.acked()
+        held = [await rig.raw(chat(stream=number % 2 == 0)) for number in range(8)]
+        await rig.waiting(8)
+        await asyncio.sleep(1.2)
+        assert len(replica.requests) == 8
+        rig.publish(replica.url)  # ready again
+        go.set()
+        for number, got in enumerate(running + held):
+            data = await got.rest()
+            assert data.endswith(LAST) or b"content-length" in data
+            assert (b"data: [DONE]" in data) is (number % 2 == 0)
+            assert b'"error"' not in data
+            await got.close()
+        assert len(replica.requests) == 16
+        assert {cause: retries(cause) for cause in before} == before
+        await rig.quiet()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from replicas.lifecycle import State
 from replicas.loads import Load
 
@@ -107,6 +109,38 @@ async def test_a_hung_last_replica_is_ended_only_when_its_replacement_is_ready(w
     await world.steps(4)
     assert world.machines_of() == {world.id(2)}
     assert world.states == [State.READY]
+
+
+@pytest.mark.parametrize(
+    ("since_ready", "stall"),
+    [(0, 120), (700, 60)],
+    ids=["120 s right after READY: kernels compile", "a prefill of 60 s, the minutes of grace long over"],
+)
+async def test_a_stall_ends_no_replica_launches_none_and_leaves_its_requests_alone(
+    world: Any, since_ready: int, stall: int
+) -> None:
+    await world.become_ready()
+    id, slot = world.id(1), world.replica(world.id(1)).slot
+    await world.steps(since_ready)
+    world.lease(id, 3)
+    world.waits(2)  # beyond its window
+    world.loads.results[id] = Load(running=3, stamp=5.0, stamp_at=world.clock.now, supported=True)
+    world.prober.answers[id] = "no answer in 25 s"
+    await world.steps(stall)
+    assert world.replica(id).state in (State.READY, State.NOT_READY)
+    assert world.board.in_flight(slot) == 3
+
+    world.chunk(id)
+    world.prober.answers[id] = True
+    await world.steps(2)
+    assert world.states == [State.READY]
+    assert [u.id for u in world.info.upstreams] == [id]
+    world.release(id, 3)
+    world.waits(0)
+    await world.steps(60)
+    assert (world.provisioner.launched, world.provisioner.terminated) == ([id], [])
+    states = [event["state"] for event in world.events("transition")]
+    assert not {"draining", "failed", "terminating"} & set(states)
 
 
 async def test_when_all_fail_at_once_nothing_is_ended_or_replaced(world: Any) -> None:
