@@ -285,13 +285,6 @@ async def test_a_slow_head_and_a_slow_body_are_given_up(
     assert replica.requests == []
 
 
-async def test_a_thousand_idle_connections_keep_nobody_out(rig: Rig, replica: Scripted) -> None:
-    idle = [await connect(rig) for _ in range(1000)]
-    idle[0].writer.write(START)  # half a head
-    assert (await rig.client.post(PATH, json=chat())).status_code == 200
-    await asyncio.gather(*(got.close() for got in idle))
-
-
 async def test_what_is_not_http_is_counted_as_rejected(rig: Rig) -> None:
     before = sample("gateway_requests_total", endpoint="other", code="400", end="rejected")
     data = await send(rig, b"\x16\x03\x01\x00\xa5\x01\x00")
