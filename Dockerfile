@@ -2,8 +2,9 @@
 # docker run -p 8000:8000 -e GATEWAY_API_KEYS=me=$(openssl rand -hex 24) -v skygate:/home/gateway skygate
 #
 # The image listens on all addresses, so it starts only with API keys (or GATEWAY_INSECURE_OPEN=1). Without a file it serves
-# the embedded simulated service; for a real one add the YAML and the credentials that SkyPilot needs:
-#   -v ./deepseek-r1-671b.yaml:/service.yaml -v ~/.aws:/home/gateway/.aws:ro skygate up /service.yaml
+# the embedded simulated service; for a real one build it for your cloud, and add the YAML and the credentials:
+#   docker build --build-arg CLOUDS=aws -t skygate .         (aws, gcp, azure, kubernetes, ...; several: aws,gcp)
+#   -v ./config/qwen3-8b.yaml:/service.yaml -v ~/.aws:/home/gateway/.aws:ro skygate up /service.yaml
 FROM python:3.12-slim AS build
 RUN pip install --no-cache-dir uv
 WORKDIR /src
@@ -15,6 +16,8 @@ COPY gateway gateway
 COPY replicas replicas
 COPY config config
 RUN uv pip install --no-cache --python /opt/skygate/bin/python --no-deps --no-build-isolation .
+ARG CLOUDS=
+RUN [ -z "$CLOUDS" ] || uv pip install --no-cache --python /opt/skygate/bin/python --no-build-isolation ".[$CLOUDS]"
 
 FROM python:3.12-slim
 # SkyPilot reaches its clusters by ssh and rsync.

@@ -162,6 +162,7 @@ CHECKED = (
     *("plan", "gpus", "num_nodes", "use_spot", "infra", "env", "secret", "env_file", "max_hourly_cost"),
     *("price", "max_replicas", "provisioner", "state_dir", "host", "port", "admin_host", "admin_port"),
     *("api_key", "api_keys_file", "admin_key", "insecure_open"),
+    *("replica_transport", "replica_ca"),
 )
 """Settings of `up` that `check` takes too: what they say changes what it finds."""
 

@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from gateway.settings import Settings
+from gateway import transport
+from gateway.settings import Settings, SettingsError
 from replicas import command, plans
 from replicas.plans import Menu, Options, Plan
 from replicas.provisioners import catalogue
@@ -29,7 +30,7 @@ SKYPILOT: Final = "0.14.1"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`kind`: package, binary, credential, quota, port, pin or price. `fix`: what to do about it."""
+    """`kind`: package, binary, credential, quota, port, pin, price or transport. `fix`: what to do."""
 
     kind: str
     what: str
@@ -82,6 +83,8 @@ CLOUDS: Final = (
 """The clouds for which this package has an extra."""
 
 _INFRA: Final = {"k8s": "kubernetes"}
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+_REVISION: Final = re.compile(r'--revision[ =]"?\$\{?(\w+)')
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,11 +204,11 @@ def findings(
     found: Sequence[Mapping[str, Any]],
     machine: Machine,
 ) -> list[Finding]:
-    missing = _ports(settings)
+    missing = [*_ports(settings), *_transport(service, settings)]
     if settings.provisioner == "local":
         missing += _binaries(("bash",), machine)
     if settings.provisioner == "skypilot":
-        missing += [*_skypilot(service, options, machine), *_pins(service), *_prices(found)]
+        missing += [*_skypilot(service, options, machine), *_pins(service, options), *_prices(found)]
     return missing
 
 
@@ -307,26 +310,48 @@ def _free(host: str, port: int) -> bool:
         return False
 
 
-def _pins(service: Service) -> list[Finding]:
+def _transport(service: Service, settings: Settings) -> list[Finding]:
+    """What `up` would warn of or refuse."""
+    fix = "--ssl-keyfile and --ssl-certfile in run, as the files of config/ have them"
+    try:
+        doubt = transport.check(settings, service)
+    except SettingsError as error:
+        return [Finding("transport", str(error), fix)]
+    return [Finding("transport", doubt, fix)] if doubt else []
+
+
+def _pins(service: Service, options: Options) -> list[Finding]:
     """What the same YAML may give something else tomorrow."""
     found = []
     installs = [line for line in service.setup.splitlines() if "install" in line and "sglang" in line]
     if any("==" not in line and " @ " not in line for line in installs):
         fix = '`"sglang[all]==0.5.23"` in setup'
         found.append(Finding("pin", "setup installs any version of SGLang", fix))
-    model = command.flag(service.run, service.envs, "--model-path") or command.flag(
-        service.run, service.envs, "--model"
-    )
-    if model and re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not command.has_flag(service.run, "--revision"):
-        fix = "`--revision COMMIT` in run"
-        found.append(Finding("pin", f"the weights of {model} may change under you", fix))
+    found += _weights(service.run, {**service.envs, **options.envs, **options.secrets})
     for one in plans.alternatives(service.task.get("resources") or {}):
         image = str(one.get("image_id") or "")
         name = image.removeprefix("docker:").rpartition("/")[2]
-        if image.startswith("docker:") and (":" not in name or name.endswith(":latest")):
+        if not image:
+            what = "the machine's image is whichever SkyPilot's catalogue names that day"
+            found.append(Finding("pin", what, "`image_id` in resources, once one is known to work"))
+        elif image.startswith("docker:") and (":" not in name or name.endswith(":latest")):
             fix = "a tag or digest in image_id"
             found.append(Finding("pin", f"the image {image} may change under you", fix))
-    return found
+    return list(dict.fromkeys(found))
+
+
+def _weights(run: str, envs: Mapping[str, str]) -> list[Finding]:
+    """A repository without a commit: its owner may put other weights there."""
+    model = command.flag(run, envs, "--model-path", "--model")
+    if not model or not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        return []
+    variable = _REVISION.search(run)  # also within ${MODEL:+...}, which `command.flag` does not read
+    given = envs.get(variable[1]) if variable else command.flag(run, envs, "--revision")
+    if given and _COMMIT.fullmatch(given):
+        return []
+    where = f"--env {variable[1]}=COMMIT" if variable else "`--revision COMMIT` in run"
+    commits = f"a commit of https://huggingface.co/{model}/commits/main"
+    return [Finding("pin", f"the weights of {model} may change under you", f"{where}, {commits}")]
 
 
 def _host(url: str) -> str:

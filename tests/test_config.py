@@ -101,6 +101,61 @@ def test_every_yaml_for_a_cloud_speaks_tls_with_the_key_it_is_given(path: Path, 
     assert run(REPLICA_TLS_KEY="", REPLICA_TLS_CERT="") == ""  # --replica-transport plain
 
 
+@pytest.mark.parametrize(
+    ("name", "rank"),
+    [
+        *(("deepseek-r1-671b.yaml", rank) for rank in range(2)),
+        *(("deepseek-r1-671b-a100.yaml", rank) for rank in range(4)),
+    ],
+)
+def test_each_node_joins_the_first_one_with_its_rank_and_all_gpus_are_one_server(
+    name: str, rank: int, tmp_path: Path
+) -> None:
+    service = load(CONFIG / name)
+    given = {
+        "SKYPILOT_NODE_IPS": "\n".join(f"10.0.0.{n}" for n in range(1, service.num_nodes + 1)),
+        "SKYPILOT_NUM_NODES": str(service.num_nodes),
+        "SKYPILOT_NODE_RANK": str(rank),
+        "SKYPILOT_NUM_GPUS_PER_NODE": "8",
+        "REPLICA_API_KEY": "k",
+        "REPLICA_TLS_KEY": "",
+        "REPLICA_TLS_CERT": "",
+        **service.envs,
+    }
+    said = started(service, given, tmp_path)
+    for flag, value in (
+        ("--dist-init-addr", "10.0.0.1:5000"),
+        ("--nnodes", str(service.num_nodes)),
+        ("--node-rank", str(rank)),
+        ("--tp-size", str(8 * service.num_nodes)),
+    ):
+        assert said[said.index(flag) + 1] == value
+
+
+def test_without_a_converted_repository_the_a100s_serve_what_setup_has_converted(tmp_path: Path) -> None:
+    service = load(CONFIG / "deepseek-r1-671b-a100.yaml")
+    node = {"SKYPILOT_NODE_IPS": "10.0.0.1", "SKYPILOT_NUM_NODES": "1", "SKYPILOT_NODE_RANK": "0"}
+    given = {**service.envs, **node, "SKYPILOT_NUM_GPUS_PER_NODE": "8", "REPLICA_API_KEY": "k"}
+    given |= {"REPLICA_TLS_KEY": "", "REPLICA_TLS_CERT": ""}
+    theirs = started(service, given, tmp_path)
+    assert theirs[theirs.index("--model-path") + 1] == "unsloth/DeepSeek-R1-BF16"
+    assert theirs[theirs.index("--revision") + 1] == "main"
+    ours = started(service, {**given, "MODEL": ""}, tmp_path)
+    assert ours[ours.index("--model-path") + 1] == f"{tmp_path}/DeepSeek-R1-BF16"
+    assert "--revision" not in ours
+
+
+def started(service: Service, given: dict[str, str], folder: Path) -> list[str]:
+    """The server's arguments, as `run` makes them: `python` is a command here that prints them."""
+    fake = folder / "python"
+    fake.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    fake.chmod(0o755)
+    env = {**given, "PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(folder), "TMPDIR": str(folder)}
+    bash = ["bash", "-euc", service.run]
+    done = subprocess.run(bash, env=env, cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
 def test_the_replicas_key_has_no_value_in_any_yaml(recipe: Service, local: Service) -> None:
     for service in (recipe, local):
         assert service.secrets == {}

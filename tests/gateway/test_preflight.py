@@ -22,10 +22,13 @@ from replicas.spec import load, parse
 
 RECIPE = Path(__file__).parents[1] / "data" / "skypilot-deepseek-r1-671b.yaml"
 CONFIG = Path(__file__).parents[2] / "config"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PINNED = """
-resources: {ports: 30000, accelerators: H200:8%s}
+resources: {ports: 30000, accelerators: H200:8, image_id: 'docker:lmsysorg/sglang:v0.5.23'%s}
 setup: uv pip install "sglang[all]==0.5.23"
-run: python -m sglang.launch_server --model-path a/b --revision 0a1b --port 30000 --api-key $REPLICA_API_KEY
+run: python -m sglang.launch_server --model-path a/b --revision 0123456789abcdef0123456789abcdef01234567
+  --port 30000 --api-key $REPLICA_API_KEY
+  --ssl-keyfile $REPLICA_TLS_KEY --ssl-certfile $REPLICA_TLS_CERT
 service: {readiness_probe: /health, replica_policy: {min_replicas: 0, max_replicas: 3}}
 """
 
@@ -163,13 +166,34 @@ def test_a_port_that_is_taken_is_told(machine: Machine) -> None:
 
 
 def test_what_may_change_tomorrow_is_to_be_pinned(machine: Machine) -> None:
-    loose = (PINNED % ", image_id: 'docker:lmsysorg/sglang:latest'").replace("==0.5.23", ">=0.5")
-    said = fixes(report(machine, loose.replace("--revision 0a1b", "")), "pin")
+    yaml = (PINNED % "").replace("==0.5.23", ">=0.5").replace("sglang:v0.5.23", "sglang:latest")
+    said = fixes(report(machine, yaml.replace(f"--revision {COMMIT}", "")), "pin")
     for what in ("any version of SGLang", "the weights of a/b", "the image docker:lmsysorg/sglang:latest"):
         assert what in said
-    assert "pin" not in kinds(report(machine, PINNED % ", image_id: 'docker:lmsysorg/sglang:v0.5.23'"))
-    local = loose.replace("a/b", "/data/model").replace("--revision 0a1b", "")
-    assert "the weights" not in fixes(report(machine, local), "pin")
+    assert "pin" not in kinds(report(machine))
+    local = (PINNED % "").replace("a/b", "/data/model").replace(f"--revision {COMMIT}", "")
+    assert "pin" not in kinds(report(machine, local))
+    bare = (PINNED % "").replace(", image_id: 'docker:lmsysorg/sglang:v0.5.23'", "")
+    assert "`image_id` in resources" in fixes(report(machine, bare), "pin")
+
+
+def test_a_branch_is_no_pin_and_a_revision_in_a_variable_is_pinned_by_its_flag(machine: Machine) -> None:
+    branch = (PINNED % "").replace(COMMIT, "main")
+    assert "`--revision COMMIT` in run" in fixes(report(machine, branch), "pin")
+    variable = "envs: {REV: main}" + (PINNED % "").replace(f"--revision {COMMIT}", '${M:+--revision "$REV"}')
+    assert "--env REV=COMMIT" in fixes(report(machine, variable), "pin")
+    settings = make(provisioner="skypilot", port=0, admin_port=0, env=[f"REV={COMMIT}"])
+    options = launching.options(settings, launching.variables(settings, {}, NO_VARIABLES))
+    found = preflight.report(parse(variable, "r1.yaml"), settings, options, machine)
+    assert "pin" not in kinds(found)
+
+
+def test_prompts_that_would_cross_the_network_in_clear_are_told(machine: Machine) -> None:
+    clear = (PINNED % "").replace("--ssl-keyfile $REPLICA_TLS_KEY --ssl-certfile $REPLICA_TLS_CERT", "")
+    assert "would cross the network in clear" in fixes(report(machine, clear), "transport")
+    assert "--replica-transport tls" in fixes(report(machine, clear, replica_transport="tls"), "transport")
+    assert "transport" not in kinds(report(machine, clear, replica_transport="plain"))
+    assert "transport" not in kinds(report(machine))
 
 
 def test_a_replica_on_this_machine_needs_bash_alone(machine: Machine) -> None:
@@ -211,10 +235,15 @@ def test_wrong_flags_are_one_line(tmp_path: Path) -> None:
     assert "export NO_SUCH_TOKEN" in missing.output
 
 
-def test_the_shipped_yamls_are_pinned_but_for_weights_that_somebody_else_converted(machine: Machine) -> None:
+def test_the_shipped_yamls_are_pinned_but_for_what_nobody_here_has_tried(machine: Machine) -> None:
+    """The machine's image, and weights that somebody else converted: each with how to pin it."""
     settings = make(provisioner="skypilot", port=0, admin_port=0)
     options = launching.options(settings, NO_VARIABLES)
     names = ("deepseek-r1-671b.yaml", "qwen3-8b.yaml", "deepseek-r1-671b-a100.yaml")
-    pins = [fixes(preflight.report(load(CONFIG / n), settings, options, machine), "pin") for n in names]
-    assert pins[:2] == ["", ""]
-    assert pins[2].startswith("the weights of unsloth/DeepSeek-R1-BF16 may change under you")
+    found = [preflight.report(load(CONFIG / name), settings, options, machine) for name in names]
+    pins = [[one["fix"] for one in each["findings"] if one["kind"] == "pin"] for each in found]
+    image = "`image_id` in resources, once one is known to work"
+    assert pins[:2] == [[image], [image]]
+    assert pins[2][0].startswith("--env MODEL_REVISION=COMMIT")
+    assert pins[2][1:] == [image]
+    assert "transport" not in [one["kind"] for each in found for one in each["findings"]]
