@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from replicas.lifecycle import Replica
 from replicas.messages import ColdStart, Snapshot, WorkerState
 from replicas.policy import ControllerConfig
 from replicas.provisioners import InstancesUnknown, Provisioner, owned_by
+from replicas.provisioners.deadman import LIMIT
+from replicas.provisioners.launching import ATTEMPT_SECONDS
 from replicas.spec import Service, SpecError
 from replicas.table import Table, Unusable
 from replicas.tls import TlsError
@@ -54,8 +57,16 @@ def version() -> str:
 
 
 def make_provisioner(
-    name: str | None, state_dir: Path, owner: str, *, urls: tuple[str, ...] = (), price: float | None = None
+    name: str | None,
+    state_dir: Path,
+    owner: str,
+    *,
+    urls: tuple[str, ...] = (),
+    price: float | None = None,
+    dead_man: float = LIMIT,
+    attempt: float = ATTEMPT_SECONDS,
 ) -> Provisioner:
+    """`dead_man`, `attempt`: seconds, of clusters; see SkyPilotProvisioner."""
     match name:
         case "static":
             from replicas.provisioners.static import StaticProvisioner
@@ -64,7 +75,7 @@ def make_provisioner(
         case "skypilot":
             from replicas.provisioners.skypilot import SkyPilotProvisioner
 
-            return SkyPilotProvisioner(state_dir, owner)
+            return SkyPilotProvisioner(state_dir, owner, dead_man=dead_man, attempt=attempt)
         case _:
             from replicas.provisioners.local import LocalProvisioner
 
@@ -145,12 +156,15 @@ async def serve(child: Child, service: Service, listener: socket.socket, known: 
         table = stack.enter_context(Table(folder / TABLE_FILE))
         claim(table, settings.provisioner)
         board = stack.enter_context(Board.open(folder / BOARD_FILE))
+        limit = launching.dead_man(settings, service)
         provisioner = make_provisioner(
             settings.provisioner,
             folder,
             table.owner,
             urls=settings.replica,
             price=launching.replica_price(settings),
+            dead_man=limit,
+            attempt=settings.provision_timeout,
         )
         certificates = transport.certificates(settings, service)
         provisioner = transport.around(provisioner, settings, certificates)
@@ -161,7 +175,7 @@ async def serve(child: Child, service: Service, listener: socket.socket, known: 
             table,
             board,
             control,
-            settings=controller_config(settings, known),
+            settings=replace(controller_config(settings, known), dead_man=limit),
             observer=metrics.ControllerObserver(),
             state_dir=folder,
             certificates=certificates,

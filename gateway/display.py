@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from gateway.leaving import dead_man_text
 from replicas.provisioners import service_and_owner
 from replicas.spec import Service
 
@@ -76,8 +77,12 @@ def status_view(status: Mapping[str, Any], now: float | None = None) -> Renderab
     if down:
         error = down["error"]
         parts.append(Text(f"going down: {error or 'ending replicas'}", style="red" if error else "yellow"))
+    source = status.get("provisioner") or {}
+    if source.get("says"):
+        parts.append(Text(source["says"], style="red" if source.get("trouble") else "dim"))
+    cloud = (status.get("gateway") or {}).get("provisioner") == "skypilot"
     for service in status["services"]:
-        parts.extend(_service_view(service, at))
+        parts.extend(_service_view(service, at, cloud))
     parts.extend(_machines("being ended, no row knows them", status.get("strays"), "id", "reason"))
     others = status.get("others") or ()
     orphans = any(service_and_owner(one["name"]) for one in others)
@@ -105,7 +110,7 @@ def price_text(hourly: float | None) -> str:
     return "price unknown" if hourly is None else f"${hourly:.2f} an hour"
 
 
-def _service_view(service: Mapping[str, Any], now: float) -> list[RenderableType]:
+def _service_view(service: Mapping[str, Any], now: float, cloud: bool) -> list[RenderableType]:
     limits, target, demand, cost = service["limits"], service["target"], service["demand"], service["cost"]
     span = f"{limits['min']}..{limits['max']}" + (" set by `gateway scale`" if limits.get("override") else "")
     head = Text.assemble((service["name"], "bold"), f"  {service['model']}")
@@ -121,17 +126,18 @@ def _service_view(service: Mapping[str, Any], now: float) -> list[RenderableType
         again = f"`gateway retry {service['name']}` tries again"
         parts.append(Text(f"  blocked: {cause}  ({again})", style="red"))
     if service["replicas"]:
-        parts.append(_replica_table(service["replicas"], now))
+        parts.append(_replica_table(service["replicas"], now, cloud))
     elif not cause:
         idle = "no replica; the next request starts one" if limits["max"] else "paused"
         parts.append(Text("  " + idle, style="dim"))
     return parts
 
 
-def _replica_table(replicas: list[Mapping[str, Any]], now: float) -> Table:
+def _replica_table(replicas: list[Mapping[str, Any]], now: float, cloud: bool) -> Table:
     """One row each. Columns in which nothing stands are left out: 80 columns are soon full."""
     titles = (
         *("replica", "state", "phase", "ETA", "since", "in flight", "depth", "tok/s", "where", "$/h"),
+        "dead-man",
         "reason",
     )
     rows: list[tuple[str | Text, ...]] = []
@@ -150,6 +156,7 @@ def _replica_table(replicas: list[Mapping[str, Any]], now: float) -> Table:
                 speed_text(replica),
                 Text(replica.get("region") or ""),
                 f"{replica['hourly_cost']:.2f}" if replica.get("hourly_cost") else "",
+                dead_man_text(replica, cloud),
                 Text(reason_text(replica, now)),
             )
         )

@@ -20,6 +20,7 @@ from replicas.plans import Options
 
 if TYPE_CHECKING:
     from gateway.settings import Settings
+    from replicas.spec import Service
 
 FILE = "variables.json"
 _NAME = re.compile(r"[a-zA-Z_]\w*", re.ASCII)
@@ -137,3 +138,10 @@ def options(settings: Settings, known: Variables) -> Options:
 def replica_price(settings: Settings) -> float | None:
     """`--price 2`: dollars per hour of a local or static replica."""
     return plans.parse_prices(settings.price).get("")
+
+
+def dead_man(settings: Settings, service: Service) -> float:
+    """Seconds that a replica outlives us at most: `--dead-man`, but no less than a cold start may take, nor
+    than a failed machine is kept for."""
+    cold_start = settings.provision_timeout + service.probe.initial_delay_seconds
+    return max(settings.dead_man, cold_start, settings.keep_failed)

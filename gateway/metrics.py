@@ -146,6 +146,11 @@ LEVELS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "Replicas and strays that bill on because their end could not be verified at the last try.",
         ("service",),
     ),
+    "gateway_replica_dead_man_seconds": (
+        "gauge",
+        "Until a replica ends itself unless this gateway goes on.",
+        ("service", "replica"),
+    ),
     "gateway_cost_dollars_total": ("counter", "Dollars spent on replicas, restarts included.", ("service",)),
 }
 # Each state is always present, 0 included, so that a panel or alert does not lose its series.
@@ -315,6 +320,7 @@ class Levels(Collector):
                 speed = replica.get("generation_tokens_per_second")
                 put("gateway_replica_generation_tokens_per_second", key, speed)
                 put("gateway_replica_cost_dollars_per_hour", key, replica["hourly_cost"])
+                put("gateway_replica_dead_man_seconds", key, replica.get("dead_man_seconds"))
         yield from families.values()
 
 

@@ -92,6 +92,7 @@ class Settings:
     probe_interval: float | None = None
     upscale_delay: float | None = None
     keep_failed: float = 0.0
+    dead_man: float = 7200.0
     downscale_delay: float | None = None
 
     @property

@@ -25,6 +25,7 @@ from typing import Any
 
 from gateway import processes, sockets, statedir
 from gateway.child import EXIT_CONFIG, EXIT_DOWN, RESTART, VARIABLE, Child
+from gateway.leaving import keeps_running
 from gateway.restarting import RestartFailed, Role, Slot, restart
 from gateway.settings import SETTINGS, Settings, SettingsError, with_files
 from replicas.board import Board
@@ -366,7 +367,8 @@ class Supervisor:
     def _tell_what_keeps_running(self) -> None:
         self._say("stopping the gateway")
         status = self._admin("GET", "/admin/status") if self.slots[0].running else None
-        for line in keeps_running((status or {}).get("services", ())):
+        cloud = self.settings.provisioner == "skypilot"
+        for line in keeps_running((status or {}).get("services", ()), cloud=cloud):
             self._say(line)
 
 
@@ -374,19 +376,3 @@ def _close_ready(slot: Slot) -> None:
     if slot.ready_fd is not None:
         os.close(slot.ready_fd)
         slot.ready_fd = None
-
-
-def keeps_running(services: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What a person must know when the gateway stops and its replicas do not: which, their price, how to
-    end."""
-    replicas = [replica for service in services for replica in service["replicas"]]
-    if not replicas:
-        return []
-    price = sum(replica.get("hourly_cost") or 0.0 for replica in replicas)
-    cost = f" and cost ${price:,.2f} an hour" if price else ""
-    count = "1 replica keeps" if len(replicas) == 1 else f"{len(replicas)} replicas keep"
-    names = ", ".join(f"{replica['id']} ({replica['state']})" for replica in replicas)
-    return [
-        f"{count} running{cost}: {names}",
-        "`gateway up` takes them over again; `gateway down` ends them",
-    ]

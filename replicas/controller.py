@@ -28,6 +28,7 @@ from replicas import breaker, costs, report, spec
 from replicas.adoption import adopt, as_it_was
 from replicas.board import SERVICES, Board
 from replicas.costs import Waker
+from replicas.deadman import Alarm
 from replicas.errands import Errands
 from replicas.evidence import Evidence, Lookout, silent
 from replicas.fleet import Fleet
@@ -110,6 +111,7 @@ class Controller:
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
         self._lookout = Lookout(provisioner, settings.look_every, [s.name for s in services])
+        self._alarm = Alarm(provisioner, settings.dead_man)
         self._errands = Errands(provisioner, self.poke)
         self._strays = Strays(table.owner, self._errands)
         self._slots = Slots(board, control, self.generation)
@@ -151,6 +153,7 @@ class Controller:
             await self._observe()
             now = self.clock()
             self._interpret(now)
+            self._alarm.look(self.fleets.values(), now)
             self._add_up(now)
             for fleet in self.fleets.values():
                 for action in fleet.decide(now):
@@ -369,14 +372,7 @@ class Controller:
         :raises ValueError: a negative number, or a minimum above the maximum.
         """
         fleet = self._fleet(name)
-        old = fleet.override or Override()
-        override = Override(old.min if min is None else min, old.max if max is None else max)
-        if any(n is not None and n < 0 for n in (min, max)):
-            raise ValueError("limits are 0 or more")
-        highest = fleet.policy.max if max is None else max
-        if min is not None and min > highest:
-            raise ValueError(f"min {min} is above max {highest}")
-        fleet.override = override
+        fleet.override = override = (fleet.override or Override()).changed(min, max, fleet.policy.max)
         self.table.set_limits(name, Limits(override.min, override.max, fleet.service.hash))
         return self._limits_changed(fleet, "set")
 
@@ -434,16 +430,15 @@ class Controller:
         """The shape of GET /admin/status."""
         now = self.clock()
         self._save_ledger(now)  # a figure that was told is not taken back by a crash
+        told = [(name, f) for name, f in self.fleets.items() if not f.retired or f.rows]
+        services = [report.status(f, self.loads, self._ledger.sums(name), now) for name, f in told]
         return {
             "generation": self.generation,
             "owner": self.table.owner,
+            "provisioner": self._alarm.status(services, now),
             "strays": self._strays.status(),
             "others": [asdict(other) for other in self._lookout.others],
-            "services": [
-                report.status(f, self.loads, self._ledger.sums(name), now)
-                for name, f in self.fleets.items()
-                if not f.retired or f.rows
-            ],
+            "services": services,
         }
 
     def cost(self, since: str | None = None, by: str = "day") -> dict[str, Any]:

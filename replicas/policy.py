@@ -32,6 +32,7 @@ class ControllerConfig:
     replica_api_key: str | None = field(default=None, repr=False)  # None = one is made per service
     cancel_after: float = CANCEL_AFTER  # nobody has asked for so long: a start without a machine is given up
     grace: float = GRACE
+    dead_man: float = 7200.0  # from the last sign of life of ours to the end of a machine that can end itself
     keep_failed: float = 0.0  # a FAILED replica's machine is held for so long before it is ended
     launch: Options = field(default_factory=Options)  # on which hardware, for how much money
     look_every: float = 1.0  # between two looks at what the provisioner has
@@ -43,6 +44,15 @@ class Override:
 
     min: int | None = None
     max: int | None = None
+
+    def changed(self, min: int | None, max: int | None, now: int) -> Override:
+        """With these instead, None as it is; `now`: the maximum in effect. :raises ValueError:"""
+        if any(n is not None and n < 0 for n in (min, max)):
+            raise ValueError("limits are 0 or more")
+        highest = now if max is None else max
+        if min is not None and min > highest:
+            raise ValueError(f"min {min} is above max {highest}")
+        return Override(self.min if min is None else min, self.max if max is None else max)
 
 
 def merge(

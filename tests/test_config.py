@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
+from gateway import metrics
 from replicas import command
 from replicas.spec import Service, load
 
@@ -180,3 +182,17 @@ def test_the_embedded_service_is_the_recipe_on_this_machine(local: Service) -> N
 @pytest.mark.parametrize("path", sorted(CONFIG.rglob("*.y*ml")), ids=lambda path: path.name)
 def test_every_yaml_in_config_is_yaml(path: Path) -> None:
     assert yaml.safe_load(path.read_text())
+
+
+def test_each_alert_is_about_a_metric_that_exists_and_prometheus_is_told_of_the_file() -> None:
+    rules = yaml.safe_load((CONFIG / "alerts.yml").read_text())["groups"]
+    alerts = [rule for group in rules for rule in group["rules"]]
+    counted = {sample for family in metrics.FAMILIES for sample in (family._name, f"{family._name}_total")}
+    known = {*metrics.LEVELS, *counted}
+    assert alerts
+    for alert in alerts:
+        names = set(re.findall(r"gateway_\w+", alert["expr"]))
+        assert names
+        assert names <= known, alert["alert"]
+        assert alert["annotations"]["summary"]
+    assert yaml.safe_load((CONFIG / "prometheus.yml").read_text())["rule_files"] == ["alerts.yml"]

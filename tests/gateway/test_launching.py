@@ -152,3 +152,19 @@ def test_the_command_line_takes_them() -> None:
     assert settings.env == ("A=1,2", "B=3")
     assert settings.secret == ("HF_TOKEN", "OTHER")
     assert settings.price == ("L4=1", "2")
+
+
+@pytest.mark.parametrize(
+    ("values", "seconds"),
+    [
+        ({}, 7200.0),
+        ({"dead_man": "3h"}, 10_800.0),
+        ({"dead_man": "10m"}, 1200.0 + 1200.0),  # a cold start: provision timeout and initial delay
+        ({"dead_man": "10m", "provision_timeout": "3000"}, 3000.0 + 1200.0),
+        ({"keep_failed": "4h"}, 14_400.0),
+    ],
+)
+def test_a_dead_mans_timer_is_never_shorter_than_a_cold_start_or_than_a_failed_machine_is_kept(
+    values: dict[str, Any], seconds: float
+) -> None:
+    assert launching.dead_man(make(**values), parse(YAML, "r1.yaml")) == seconds

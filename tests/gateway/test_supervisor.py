@@ -18,8 +18,8 @@ import pytest
 from prometheus_client import generate_latest
 
 from gateway import sockets, statedir
+from gateway.leaving import keeps_running
 from gateway.metrics import build_registry
-from gateway.supervisor import keeps_running
 
 # What every stub child does first: say in a file that it lives, and end with the supervisor.
 PRELUDE = """

@@ -22,7 +22,7 @@ async def test_the_status_has_the_shape_of_the_admin_api(world: Any) -> None:
     world.loads.results[world.id(1)] = Load(depth=5, foreign=2, max_running=32, supported=True)
     await world.step()
     status = world.controller.status()
-    assert set(status) == {"generation", "owner", "services", "strays", "others"}
+    assert set(status) == {"generation", "owner", "provisioner", "services", "strays", "others"}
     assert status["owner"] == world.table.owner
     assert status["generation"] == world.control.published[-1].generation == world.table.generation
     (service,) = status["services"]
