@@ -211,7 +211,10 @@ class SkyWorld(World):
             threads = {t.name for t in threading.enumerate() if isinstance(t, Attendant)}
             up = {name for name, c in sky.clusters.items() if c.status.value == "UP"}
             waits = up - (sky.tailed - sky.run_ended.keys())
-            if not any(thread.endswith(name) for thread in threads for name in waits):
+            seeks = any(
+                t.name.startswith("attendant") and not isinstance(t, Attendant) for t in threading.enumerate()
+            )
+            if not seeks and not any(thread.endswith(name) for thread in threads for name in waits):
                 return
             await asyncio.sleep(0.0005)
 
