@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from gateway.errors import BadRequest
 from gateway.openai import Body, Endpoint
+
+
+class Facts(NamedTuple):
+    """What the gateway wants to know of a body. `model`: as it was sent, or None."""
+
+    model: str | None
+    stream: bool
+    takes_rid: bool
+
+
+def facts(raw: bytes, endpoint: Endpoint) -> Facts:
+    """Raises BadRequest, as `parse`."""
+    body = parse(raw, endpoint)
+    return Facts(body.get("model"), bool(body.get("stream")), takes_rid(body, endpoint))
 
 
 def parse(raw: bytes, endpoint: Endpoint) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gateway import bodies, openai
+from gateway import bodies, largebodies, openai
 from gateway import headers as lines
 from gateway.admission import Passed
 from gateway.errors import (
@@ -94,7 +94,9 @@ class Exchange:
 
     def on_body(self, body: bytes) -> None:
         """The whole body is here."""
-        if self._checked(self._check_body, body):
+        if largebodies.large(body):
+            self._task = self.client.spawn(self._run(None, body))
+        elif self._checked(self._check_body, body):
             self._checked(self._begin)
 
     def _checked(self, check: Callable[..., None], *what: bytes) -> bool:
@@ -177,15 +179,15 @@ class Exchange:
                 f"The request body has {declared} bytes; at most {limit} are served (--max-body)."
             )
 
-    def _check_body(self, raw: bytes) -> None:
+    def _check_body(self, raw: bytes, facts: bodies.Facts | None = None) -> None:
         self.body = raw
-        body = bodies.parse(raw, self.endpoint)
-        self.upstreams = upstreams = self.worker.service_for(body.get("model"))
-        self.model = body.get("model") or upstreams.info.model
-        if not bodies.takes_rid(body, self.endpoint):
+        model, stream, takes_rid = facts or bodies.facts(raw, self.endpoint)
+        self.upstreams = upstreams = self.worker.service_for(model)
+        self.model = model or upstreams.info.model
+        if not takes_rid:
             self.rid = ""
         self.reply.describe(
-            stream=bool(body.get("stream")),
+            stream=stream,
             model=self.model,
             rid=self.rid or self.request_id,
             request_id=self.request_id,
@@ -195,15 +197,20 @@ class Exchange:
         """A request that ends before it has a task."""
         self._account(self._failed(error))
 
-    # --- served at once, without a task
-
-    def _begin(self) -> None:
-        """Send it where there is a place for it and a connection; else a task sees to it. Raises why not."""
+    def _arrive(self) -> tuple[Upstreams, Lease]:
+        """It is accepted."""
         upstreams = self.upstreams
         assert upstreams is not None
         self.worker.arrived(upstreams)
         self.served = True
         self.lease = lease = upstreams.lease(self._since, len(self.body))
+        return upstreams, lease
+
+    # --- served at once, without a task
+
+    def _begin(self) -> None:
+        """Send it where there is a place for it and a connection; else a task sees to it. Raises why not."""
+        upstreams, lease = self._arrive()
         upstream = lease.take()
         connection = upstream.pool.pooled() if upstream is not None else None
         if upstream is None or connection is None:
@@ -249,10 +256,14 @@ class Exchange:
         """Go on in a task; `error` is how the first attempt ended."""
         self._task = self.client.spawn(self._run(error))
 
-    async def _run(self, error: Stale | UpstreamError | None) -> None:
-        """Serve the request, and account its end. Raises nothing of its own."""
+    async def _run(self, error: Stale | UpstreamError | None, large: bytes = b"") -> None:
+        """Serve the request, and account its end. Raises nothing of its own. `large`: its body, not yet
+        checked."""
         end = End.COMPLETE
         try:
+            if large:
+                self._check_body(large, await largebodies.read(large, self.endpoint, self.worker.large))
+                self._arrive()
             if not self.reply.finished:
                 await self._serve(error)
             if self.client.paused:

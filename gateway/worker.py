@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from gateway import largebodies
 from gateway.access import AccessLog
 from gateway.errors import End, GatewayError, ModelNotFound, Shutdown
 from gateway.ids import Ids
@@ -43,6 +44,7 @@ class Worker:
         self.keys = ApiKeys(settings.api_key)
         self._limits = _limits(settings)
         self.ready = asyncio.Event()
+        self.large = asyncio.Semaphore(largebodies.AT_ONCE)
         self.services: dict[str, Upstreams] = {}
         self.cells = board.cells
         self._board = board
