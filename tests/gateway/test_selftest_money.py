@@ -11,7 +11,9 @@ from gateway import closing, quote
 from gateway.quote import Quote
 from gateway.selftest import run
 from gateway.settings import SettingsError, make
+from gateway.tethered import Tethered
 from replicas.spec import load, parse
+from replicas.table import Table
 
 SERVICE = parse(
     "resources: {ports: 1}\nrun: ':'\n"
@@ -73,6 +75,24 @@ def test_it_ends_when_more_is_spent_than_allowed(
     assert "is spent, more than --max-cost 2" in failed
     assert said[-1].startswith("FAILED after")
     assert closing.spent(tmp_path / "state") > 2
+
+
+def test_what_the_provisioner_still_lists_of_ours_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Table(tmp_path / "state.db") as table:
+        ours = f"r1-gw-{table.owner}-1"
+
+    class Still:
+        async def instances(self) -> dict[str, Any]:
+            return {ours: None, "r1-gw-deadbeef-1": None}
+
+        async def close(self) -> None: ...
+
+    monkeypatch.setattr(closing, "make_provisioner", lambda *_: Still())
+    said: list[str] = []
+    assert closing.end(Tethered(tmp_path, said.append), "skypilot", said.append) == [ours]
+    assert said == []
 
 
 def test_what_is_left_is_named_with_the_way_to_end_it(tmp_path: Path) -> None:
