@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -188,7 +190,8 @@ def test_a_person_who_stops_waiting_is_told_how_to_go_on(
     def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gateway.ending.time.sleep", interrupted)
+    watch = SimpleNamespace(monotonic=time.monotonic, sleep=interrupted)  # no other thread's sleep
+    monkeypatch.setattr("gateway.ending.time", watch)
     result = invoke("down", env={"GATEWAY_ADMIN_URL": port.url})
     assert result.exit_code == 1
     assert "`gateway down` again goes on from here" in result.output
