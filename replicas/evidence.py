@@ -161,6 +161,7 @@ class Witness:
             detail=detail,
             probe_failures=probed.failures,
             failing_since=probed.failing_since,
+            turned_away=probed.turned_away,
             chunk_at=self._chunk_at(r, board, seen.now),
             running=max(load.running, board.in_flight(r.slot)),
             stamp_at=load.stamp_at,

@@ -31,6 +31,7 @@ class Signs:
     detail: str = ""  # why it is dead, or what the last failed probe said
     probe_failures: int = 0  # in a row
     failing_since: float | None = None  # the first of them
+    turned_away: bool = False  # the last probe was answered 503 at once: it drains (SIGTERM) or starts
     chunk_at: float | None = None  # the board's chunk counter last moved
     running: int = 0  # requests the replica says it runs (or that we have in flight there)
     stamp_at: float | None = None  # `loads[].timestamp` last moved; stands still when the scheduler is frozen
@@ -64,7 +65,10 @@ def hung(signs: Signs, now: float, *, grace: float = GRACE) -> bool:
 
 def not_ready(signs: Signs, now: float, *, grace: float = GRACE) -> bool:
     """Out of rotation? Two failed probes in a row (one, if it is hung or its machine is gone) and no sign of
-    life."""
+    life; or two that were turned away, whatever still flows: SGLang ends its streams after SIGTERM and takes
+    requests until its last moment, and those die with it."""
+    if signs.turned_away and signs.probe_failures >= FAILURES_NOT_READY:
+        return True
     if signs.probe_failures == 0 or recent(signs.chunk_at, now, HUNG_AFTER):
         return False
     if signs.ended or hung(signs, now, grace=grace):
@@ -86,8 +90,9 @@ def lost(signs: Signs, now: float) -> Literal["crashed", "preempted"] | None:
 
 
 def expired(signs: Signs, now: float, *, threshold: float, grace: float = GRACE) -> bool:
-    """Probes have failed for the YAML's consecutive_failure_threshold_timeout, the first minutes apart."""
-    if signs.failing_since is None or signs.probe_failures == 0:
+    """Probes have failed for the YAML's consecutive_failure_threshold_timeout, the first minutes apart, and
+    no token flows: a server that drains may take longer than that over its last streams."""
+    if signs.failing_since is None or signs.probe_failures == 0 or recent(signs.chunk_at, now, HUNG_AFTER):
         return False
     since = signs.failing_since
     if signs.listed == "alive":

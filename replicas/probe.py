@@ -23,6 +23,7 @@ from replicas.schema import ReadinessProbe
 log = logging.getLogger(__name__)
 
 EAGER: Final = 1.0  # s between probes of a replica that starts or has just failed one
+AT_ONCE: Final = 5.0  # s; SGLang's 503 of a draining or starting server comes in milliseconds
 TIMEOUT_LEAST: Final = 25.0  # s; SGLang's /health takes 1.0 s when well, 20.0 s to say 503 when frozen
 
 
@@ -49,6 +50,7 @@ class Probed:
     failures: int = 0  # in a row
     failing_since: float | None = None  # the first of them
     error: str = ""  # what the last failed one said
+    turned_away: bool = False  # the last one was answered 503 within AT_ONCE
 
 
 class Prober:
@@ -101,8 +103,9 @@ class Prober:
         while True:
             target, now = self._targets[id], self._now[id]
             now.clear()
+            asked = self._clock()
             error = await self._ask(target)
-            self._store(id, error)
+            self._store(id, error, self._clock() - asked)
             hurry = target.eager or error is not None
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(EAGER, target.interval) if hurry else target.interval):
@@ -131,13 +134,19 @@ class Prober:
             return tls.explain(error, target.context) or str(error) or type(error).__name__
         return None if response.status_code == 200 else f"HTTP {response.status_code}"
 
-    def _store(self, id: str, error: str | None) -> None:
+    def _store(self, id: str, error: str | None, took: float) -> None:
         before, now = self.results.get(id), self._clock()
         old = before or Probed()
         if error is None:
             self.results[id] = Probed(ok_at=now)
         else:
             since = now if old.failing_since is None else old.failing_since
-            self.results[id] = replace(old, failures=old.failures + 1, failing_since=since, error=error)
+            self.results[id] = replace(
+                old,
+                failures=old.failures + 1,
+                failing_since=since,
+                error=error,
+                turned_away=error == "HTTP 503" and took < AT_ONCE,
+            )
         if before is None or (error is None) != (old.failures == 0) or self.results[id].failures in (1, 2):
             self._on_change()

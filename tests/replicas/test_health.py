@@ -50,6 +50,17 @@ def test_tokens_that_flow_or_a_load_report_that_moves_are_life() -> None:
     assert not not_ready(replace(FAILING, stamp_at=NOW - 5, probe_failures=9), NOW)
 
 
+def test_two_503s_at_once_leave_the_rotation_though_tokens_flow_and_its_streams_may_end() -> None:
+    """SGLang after SIGTERM: /health says 503 in milliseconds, its streams go on, what comes last is lost."""
+    draining = Signs(listed="alive", probe_failures=2, failing_since=NOW - 1, chunk_at=NOW, turned_away=True)
+    assert not_ready(draining, NOW)
+    assert not not_ready(replace(draining, probe_failures=1), NOW)
+    assert not not_ready(replace(draining, turned_away=False), NOW)
+    late = replace(draining, failing_since=NOW - 1000, ready_at=NOW - 10_000)
+    assert not expired(late, NOW, threshold=180)
+    assert expired(replace(late, chunk_at=NOW - 30), NOW, threshold=180)
+
+
 def test_a_start_is_lost_as_soon_as_its_process_is_dead_or_its_machine_gone() -> None:
     assert lost(Signs(listed="run"), NOW) == "crashed"
     assert lost(Signs(listed="absent"), NOW) == "preempted"

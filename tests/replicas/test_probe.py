@@ -98,7 +98,8 @@ async def test_post_data_and_headers_are_those_of_the_yaml(replica: Replica, wat
 async def test_anything_but_200_is_a_failure(replica: Replica, watch: Watch, status: int) -> None:
     replica.status = status
     watch.prober.keep({"a": target(replica.url)})
-    assert (await watch.until(lambda p: p.failures == 1)).error == f"HTTP {status}"
+    found = await watch.until(lambda p: p.failures == 1)
+    assert (found.error, found.turned_away) == (f"HTTP {status}", status == 503)
 
 
 async def test_a_closed_port_is_a_failure_that_says_so(replica: Replica, watch: Watch) -> None:
