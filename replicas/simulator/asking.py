@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import shapes
+from .invalid import Refused, invalid, missing, read_object, wrong_value
 from .reply import count_tokens
 
 ROLES = ("system", "assistant", "tool", "function", "developer", "latest_reminder", "root")
@@ -17,21 +18,7 @@ NOT_AN_EMBEDDER = (
     "This model does not appear to be an embedding model by default. "
     "Please add `--is-embedding` when launching the server or try another model."
 )
-_FUNCTIONS = {
-    "/v1/chat/completions": "openai_v1_chat_completions",
-    "/v1/completions": "openai_v1_completions",
-    "/generate": "generate_request",
-}
-
-
-class Refused(Exception):
-    """The request is answered without the engine: with this status and body."""
-
-    def __init__(self, status: int, body: bytes, content_type: bytes = b"application/json") -> None:
-        super().__init__(status, body)
-        self.status = status
-        self.body = body
-        self.content_type = content_type
+NO_LABELS = "label_token_ids is required for generation (CausalLM) models."
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +37,19 @@ class Ask:
     separate_reasoning: bool
     rid: str | None
     user: str | None
+    logprobs: int | None = None  # alternatives a token; None: no log-probabilities
 
 
 def parse(path: str, content_type: str, body: bytes, context_length: int) -> Ask:
     """Read and check a body for one of the generating endpoints. Raises Refused."""
-    data = _json(path, content_type, body)
+    data = read_object(path, content_type, body)
     if path == "/generate":
         return _generate(data, context_length)
+    if path == "/v1/messages":
+        return _messages(path, data, context_length)
+    if path == "/v1/responses":
+        return _responses(path, data, context_length)
+    _check_numbers(path, data)
     if path == "/v1/chat/completions":
         prompts: tuple[int, ...] = (_chat_prompt(path, data),)
         limit = _first(data, "max_completion_tokens", "max_tokens")
@@ -81,32 +74,14 @@ def parse(path: str, content_type: str, body: bytes, context_length: int) -> Ask
         separate_reasoning=data.get("separate_reasoning", True) is not False,
         rid=rid if isinstance(rid, str) else None,
         user=user if isinstance(user, str) else None,
+        logprobs=_top_logprobs(data),
     )
 
 
-def _json(path: str, content_type: str, body: bytes) -> dict[str, Any]:
-    if content_type.partition(";")[0].strip().lower() != "application/json":
-        raise Refused(400, shapes.wrong_content_type())
-    if not body:
-        raise _invalid(path, "{'type': 'missing', 'loc': ('body',), 'msg': 'Field required', 'input': None}")
-    try:
-        data = json.loads(body)
-    except ValueError as error:
-        position = getattr(error, "pos", 0)
-        reason = getattr(error, "msg", "invalid utf-8") if position < len(body) else "unexpected end of data"
-        raise _invalid(
-            path,
-            f"{{'type': 'json_invalid', 'loc': ('body', {position}), 'msg': 'JSON decode error', "
-            f"'input': {{}}, "
-            f"'ctx': {{'error': {reason!r}}}}}",
-        ) from None
-    if not isinstance(data, dict):
-        raise Refused(500, b"Internal Server Error", b"text/plain; charset=utf-8")
-    return data
-
-
-def _invalid(path: str, *errors: str) -> Refused:
-    return Refused(400, shapes.invalid_body(_FUNCTIONS.get(path, "endpoint"), "POST", path, list(errors)))
+def _top_logprobs(data: dict[str, Any]) -> int | None:
+    """How many alternatives a token's log-probability is wanted with; None: it is not wanted."""
+    top = data.get("top_logprobs")
+    return (top if isinstance(top, int) else 0) if data.get("logprobs") is True else None
 
 
 def _bad(message: str) -> Refused:
@@ -120,31 +95,17 @@ def _first(data: dict[str, Any], *names: str) -> Any:
 def _chat_prompt(path: str, data: dict[str, Any]) -> int:
     """The prompt's length in tokens: the texts, and the template's marks around them."""
     messages = data.get("messages")
+    if "messages" not in data:
+        given = {**data, "tool_choice": data.get("tool_choice", "none")}
+        raise invalid(path, missing(given, "messages"))
     if not isinstance(messages, list):
-        given = {
-            **{k: v for k, v in data.items() if k != "messages"},
-            "tool_choice": data.get("tool_choice", "none"),
-        }
-        raise _invalid(
-            path,
-            f"{{'type': 'missing', 'loc': ('body', 'messages'), 'msg': 'Field required', "
-            f"'input': {given!r}}}",
-        )
+        wrong = {"type": "list_type", "loc": ("body", "messages"), "msg": "Input should be a valid list"}
+        raise invalid(path, {**wrong, "input": messages})
     if not messages:
         raise _bad("Messages cannot be empty.")
     tokens = 3
-    for place, message in enumerate(messages):
-        role = message.get("role") if isinstance(message, dict) else None
-        if not isinstance(role, str) or role.lower() not in (*ROLES, "user"):
-            allowed = ", ".join(repr(name) for name in ROLES)
-            raise _invalid(
-                path,
-                f"{{'type': 'value_error', 'loc': ('body', 'messages', {place}, 'role'), "
-                f"'msg': \"Value error, 'role' must be one of {allowed} (case-insensitive).\", 'input': "
-                f"{role!r}}}",
-                f"{{'type': 'literal_error', 'loc': ('body', 'messages', {place}, 'role'), "
-                f"'msg': \"Input should be 'user'\", 'input': {role!r}, 'ctx': {{'expected': \"'user'\"}}}}",
-            )
+    for index, message in enumerate(messages):
+        _check_role(path, index, message)
         tokens += 4 + _content_tokens(message.get("content"))
     choice = data.get("tool_choice")
     if isinstance(choice, dict) and not data.get("tools"):
@@ -152,6 +113,26 @@ def _chat_prompt(path: str, data: dict[str, Any]) -> int:
     if data.get("tools"):
         tokens += count_tokens(json.dumps(data["tools"]))
     return tokens
+
+
+def _check_role(path: str, index: int, message: object) -> None:
+    """SGLang knows two shapes of a message, and says of both why this one is neither."""
+    places = [
+        ("messages", index, f"function-after[validate_thinking_parts_role(), {shape}]", "role")
+        for shape in ("ChatCompletionMessageGenericParam", "ChatCompletionMessageUserParam")
+    ]
+    if not isinstance(message, dict) or "role" not in message:
+        raise invalid(path, *(missing(message, *place) for place in places))
+    role = message["role"]
+    if role == "user" or (isinstance(role, str) and role.lower() in ROLES):
+        return
+    allowed = ", ".join(repr(name) for name in ROLES)
+    other = {"type": "literal_error", "loc": ("body", *places[1]), "msg": "Input should be 'user'"}
+    raise invalid(
+        path,
+        wrong_value(f"'role' must be one of {allowed} (case-insensitive).", role, *places[0]),
+        {**other, "input": role, "ctx": {"expected": "'user'"}},
+    )
 
 
 def _content_tokens(content: object) -> int:
@@ -169,10 +150,7 @@ def _content_tokens(content: object) -> int:
 def _prompts(path: str, data: dict[str, Any]) -> tuple[int, ...]:
     prompt = data.get("prompt")
     if prompt is None:
-        raise _invalid(
-            path,
-            f"{{'type': 'missing', 'loc': ('body', 'prompt'), 'msg': 'Field required', 'input': {data!r}}}",
-        )
+        raise invalid(path, missing(data, "prompt"))
     if isinstance(prompt, str):
         return (max(1, count_tokens(prompt)),)
     if isinstance(prompt, list) and prompt:
@@ -182,10 +160,21 @@ def _prompts(path: str, data: dict[str, Any]) -> tuple[int, ...]:
     raise _bad("Prompt cannot be empty")
 
 
+def _check_numbers(path: str, data: dict[str, Any]) -> None:
+    """A text where a whole number is wanted."""
+    for name in ("max_tokens", "max_completion_tokens", "n"):
+        if isinstance(given := data.get(name), str) and not given.strip().lstrip("+-").isdigit():
+            wrong = "Input should be a valid integer, unable to parse string as an integer"
+            raise invalid(path, {"type": "int_parsing", "loc": ("body", name), "msg": wrong, "input": given})
+
+
 def _check_sampling(data: dict[str, Any], limit: object, prompt: int, context_length: int) -> None:
     temperature = data.get("temperature")
     if isinstance(temperature, (int, float)) and not (math.isfinite(temperature) and temperature >= 0):
         raise _bad(f"temperature must be a non-negative finite number, got {float(temperature)}.")
+    top_p = data.get("top_p")
+    if isinstance(top_p, (int, float)) and not 0 < top_p <= 1:
+        raise _bad(f"top_p must be in (0, 1], got {float(top_p)}.")
     if isinstance(limit, int) and limit < 0:
         raise _bad(f"max_new_tokens must be at least 0, got {limit}.")
     if prompt >= context_length:
@@ -225,6 +214,47 @@ def _generate(data: dict[str, Any], context_length: int) -> Ask:
         include_usage=False,
         continuous_usage=False,
         separate_reasoning=False,
+        rid=rid if isinstance(rid, str) else None,
+        user=None,
+    )
+
+
+def _messages(path: str, data: dict[str, Any], context_length: int) -> Ask:
+    """Anthropic's endpoint, with its own errors."""
+    for name in ("model", "messages", "max_tokens"):
+        if name not in data:
+            error = {"type": "invalid_request_error", "message": f"{name}: Field required"}
+            raise Refused(400, shapes.compact({"type": "error", "error": error}))
+    prompt = _chat_prompt(path, data)
+    _check_sampling(data, data["max_tokens"], prompt, context_length)
+    return _one(path, data, prompt, data["max_tokens"])
+
+
+def _responses(path: str, data: dict[str, Any], context_length: int) -> Ask:
+    """OpenAI's newer endpoint; no errors of it are flat."""
+    given = data.get("input")
+    if given is None:
+        raise invalid(path, missing(data, "input"))
+    prompt = 7 + count_tokens(given if isinstance(given, str) else json.dumps(given))
+    limit = data.get("max_output_tokens")
+    _check_sampling(data, limit, prompt, context_length)
+    return _one(path, data, prompt, limit)
+
+
+def _one(path: str, data: dict[str, Any], prompt: int, limit: object) -> Ask:
+    """One prompt, one choice."""
+    rid = data.get("rid")
+    return Ask(
+        path=path,
+        model=str(data.get("model") or "default"),
+        prompts=(prompt,),
+        n=1,
+        max_new=limit if isinstance(limit, int) else None,
+        ignore_eos=False,
+        stream=bool(data.get("stream")),
+        include_usage=False,
+        continuous_usage=False,
+        separate_reasoning=True,
         rid=rid if isinstance(rid, str) else None,
         user=None,
     )

@@ -65,15 +65,17 @@ class Exchange:
         if content_type is not None:
             head += b"content-type: " + content_type + b"\r\n"
         if vary:
-            head += b"vary: Origin\r\n"
+            head += self._origin()
         self.connection.write(head + self._close() + b"\r\n" + (b"" if self.method == "HEAD" else body))
         self._finish()
 
-    def start(self) -> None:
-        """The status line and headers of a stream."""
+    def start(self, extra: bytes = b"") -> None:
+        """The status line and headers of a stream, whole lines of `extra` among them."""
         self.connection.write(
             self._head(200)
-            + b"content-type: text/event-stream; charset=utf-8\r\nvary: Origin\r\n"
+            + extra
+            + b"content-type: text/event-stream; charset=utf-8\r\n"
+            + self._origin()
             + b"Transfer-Encoding: chunked\r\n"
             + self._close()
             + b"\r\n"
@@ -98,6 +100,13 @@ class Exchange:
         date = formatdate(usegmt=True).encode()
         phrase = _PHRASES.get(status, b"")
         return b"HTTP/1.1 %d %b\r\ndate: %b\r\nserver: uvicorn\r\n" % (status, phrase, date)
+
+    def _origin(self) -> bytes:
+        """Any page may read it."""
+        if origin := self.headers.get("origin"):
+            allowed = b"access-control-allow-origin: %b\r\naccess-control-allow-credentials: true\r\n"
+            return allowed % origin.encode("latin-1") + b"vary: Origin\r\n"
+        return b"vary: Origin\r\n"
 
     def _close(self) -> bytes:
         return b"" if self.keep_alive else b"Connection: close\r\n"

@@ -6,6 +6,37 @@ from .config import VERSION, SimConfig
 from .engine import CHUNK, Engine
 from .shapes import Json
 
+# What 0.5.23 says of a model that makes text.
+_NO_EMBEDDER: Json = {
+    **dict.fromkeys(("family", "task", "execution", "attention"), "none"),
+    "pooling": "model_defined",
+    "normalize": False,
+    "postprocessor": "none",
+    "tokenizer_special_tokens": "model_default",
+    "supports_dimensions": False,
+    "supports_token_embeddings": False,
+    "supports_multimodal": False,
+    "requires_embedding_flag": False,
+    "auto_enable_embedding": False,
+    "bcg_eligibility": "disabled",
+    "safe_disable_kv_cache": False,
+    "safe_disable_radix_cache": False,
+    "safe_disable_chunked_prefill": False,
+    "enabled": False,
+    "matryoshka_dimensions": [],
+}
+_NO_BCG: Json = {
+    "prefill_backend": "disabled",
+    "enabled": False,
+    "capture_token_budget": 4096,
+    "capture_batch_sizes": [4, 8, 16, 32],
+}
+_CACHE: Json = {
+    "kv_cache_disabled": False,
+    "radix_cache_disabled": False,
+    "chunked_prefill_disabled": False,
+}
+
 
 def server_info(config: SimConfig, engine: Engine, status: str) -> Json:
     """/server_info: the arguments of the server, the api key among them as SGLang does, and a little of
@@ -66,4 +97,5 @@ def model_info(config: SimConfig) -> Json:
         "has_audio_understanding": False,
         "model_type": "deepseek_v3",
         "architectures": ["DeepseekV3ForCausalLM"],
+        "embedding": {**_NO_EMBEDDER, "bcg": dict(_NO_BCG), "cache": dict(_CACHE)},
     }

@@ -44,6 +44,18 @@ def count_tokens(text: str) -> int:
     return (len(text) + 3) // 4
 
 
+def token_ids(text: str) -> list[int]:
+    """The tokens of a text: four bytes each, as one number."""
+    data = text.encode()
+    return [int.from_bytes(data[start : start + 4]) for start in range(0, len(data), 4)]
+
+
+def text_of(ids: list[int]) -> str:
+    """The text of such tokens."""
+    pieces = [number.to_bytes((number.bit_length() + 7) // 8 or 1) for number in ids]
+    return b"".join(pieces).decode(errors="replace")
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """A text in tokens. `thinking` of them come before the answer (the end mark counts); -1: it never

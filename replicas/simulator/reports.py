@@ -30,6 +30,7 @@ _GAUGES = {
     "utilization": "The utilization.",
     "new_token_ratio": "The new token ratio.",
 }
+_BY_PID = ("num_retracted_reqs",)  # has that label, too
 _COUNTERS = {
     "prompt_tokens": "Number of prefill tokens processed.",
     "generation_tokens": "Number of generation tokens processed.",
@@ -66,8 +67,8 @@ class Reports:
         self._prefill_tokens = 0
         self._prefill_us = 0
         self._counters: dict[str, dict[bool, int]] = {name: {} for name in _COUNTERS}
-        self.ttft = Tally()
-        self.e2e = Tally()
+        # By family and, as SGLang's labels have it, whether the answer was streamed.
+        self._seconds: dict[str, dict[bool, Tally]] = {"time_to_first_token": {}, "e2e_request_latency": {}}
         self._publish_loads()
         self._publish_gauges(0)
 
@@ -81,7 +82,14 @@ class Reports:
         for name, amount in raised.items():
             values = self._counters[name]
             values[streaming] = values.get(streaming, 0) + amount
-        self.e2e.add(seconds)
+        self._took("e2e_request_latency", streaming, seconds)
+
+    def first_token(self, *, streaming: bool, seconds: float) -> None:
+        """A request has its first token."""
+        self._took("time_to_first_token", streaming, seconds)
+
+    def _took(self, family: str, streaming: bool, seconds: float) -> None:
+        self._seconds[family].setdefault(streaming, Tally()).add(seconds)
 
     def began(self) -> None:
         """The engine chose its next step, or found nothing to do."""
@@ -169,7 +177,8 @@ class Reports:
         lines = []
         for gauge, help_text in _GAUGES.items():
             lines += [f"# HELP sglang:{gauge} {help_text}", f"# TYPE sglang:{gauge} gauge"]
-            lines.append(f"sglang:{gauge}{{{ranks}}} {float(self._gauges[gauge])}")
+            where = f'{labels},moe_ep_rank="0",pid="1",pp_rank="0",tp_rank="0"' if gauge in _BY_PID else ranks
+            lines.append(f"sglang:{gauge}{{{where}}} {float(self._gauges[gauge])}")
         for counter, help_text in _COUNTERS.items():
             if values := self._counters[counter]:
                 lines += [
@@ -181,12 +190,14 @@ class Reports:
                     f'model_name="{name}"}} {float(value)}'
                     for streaming, value in sorted(values.items())
                 ]
-        for family, tally in (("time_to_first_token", self.ttft), ("e2e_request_latency", self.e2e)):
-            count, total = tally.count, tally.total
-            lines.append(f"# TYPE sglang:{family}_seconds histogram")
-            lines.append(f'sglang:{family}_seconds_bucket{{{labels},le="+Inf"}} {float(count)}')
-            lines.append(f"sglang:{family}_seconds_sum{{{labels}}} {total}")
-            lines.append(f"sglang:{family}_seconds_count{{{labels}}} {float(count)}")
+        for family, tallies in self._seconds.items():
+            if tallies:
+                lines.append(f"# TYPE sglang:{family}_seconds histogram")
+            for streaming, tally in sorted(tallies.items()):
+                of = f'engine_type="unified",is_streaming="{str(streaming).lower()}",model_name="{name}"'
+                lines.append(f'sglang:{family}_seconds_sum{{{of}}} {tally.total}')
+                lines.append(f'sglang:{family}_seconds_bucket{{{of},le="+Inf"}} {float(tally.count)}')
+                lines.append(f"sglang:{family}_seconds_count{{{of}}} {float(tally.count)}")
         return "\n".join(lines).encode() + b"\n"
 
     def _usage(self) -> float:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote
 
 from . import info, shapes
-from .asking import NOT_AN_EMBEDDER, Refused
+from .asking import NO_LABELS, NOT_AN_EMBEDDER
 from .connection import Exchange
 from .faults import FaultError
+from .invalid import Refused, invalid, missing, read_object, wrong_value
+from .reply import text_of, token_ids
 
 if TYPE_CHECKING:
     from .server import Simulator
@@ -26,7 +28,7 @@ FLUSHED = (
 def route(sim: Simulator, exchange: Exchange) -> None:
     """Answer `exchange`, or hand it to the engine. Raises Refused."""
     path = exchange.path
-    if exchange.method == "OPTIONS":
+    if exchange.method == "OPTIONS" and "access-control-request-method" in exchange.headers:
         _options(sim, exchange)
         return
     key = sim.config.api_key
@@ -54,11 +56,13 @@ def route(sim: Simulator, exchange: Exchange) -> None:
 def _options(sim: Simulator, exchange: Exchange) -> None:
     origin = exchange.headers.get("origin", "*").encode("latin-1")
     extra = (
+        b"vary: Origin, Access-Control-Request-Method, Access-Control-Request-Headers, "
+        b"Access-Control-Request-Private-Network\r\n"
         b"access-control-allow-methods: DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT, QUERY\r\n"
         b"access-control-max-age: 600\r\naccess-control-allow-credentials: true\r\n"
         b"access-control-allow-origin: " + origin + b"\r\n"
     )
-    exchange.respond(200, b"OK", b"text/plain; charset=utf-8", extra)
+    exchange.respond(200, b"OK", b"text/plain; charset=utf-8", extra, vary=False)
 
 
 def _health(sim: Simulator, exchange: Exchange) -> None:
@@ -121,7 +125,7 @@ def _model_info(sim: Simulator, exchange: Exchange) -> None:
 
 
 def _abort(sim: Simulator, exchange: Exchange) -> None:
-    data = _object(exchange)
+    data = _body(exchange)
     rid = data.get("rid")
     if data.get("abort_all"):
         sim.stats.abort_calls.append("*")
@@ -141,6 +145,38 @@ def _flush(sim: Simulator, exchange: Exchange) -> None:
 
 def _embeddings(sim: Simulator, exchange: Exchange) -> None:
     raise Refused(400, shapes.flat_error(NOT_AN_EMBEDDER))
+
+
+def _score(sim: Simulator, exchange: Exchange) -> None:
+    if not _body(exchange).get("label_token_ids"):
+        raise Refused(400, shapes.flat_error(NO_LABELS))
+    raise Refused(400, shapes.flat_error("The simulator has no probabilities to score with."))
+
+
+def _tokenize(sim: Simulator, exchange: Exchange) -> None:
+    data = _body(exchange)
+    texts = data.get("prompt")
+    if (texts is None) == (data.get("messages") is None):
+        wrong = "Exactly one of 'prompt' or 'messages' must be provided."
+        raise invalid("/tokenize", wrong_value(wrong, data))
+    if texts is None:
+        texts = json.dumps(data["messages"])
+    found = [token_ids(str(text)) for text in (texts if isinstance(texts, list) else [texts])]
+    counts = [len(ids) for ids in found]
+    several = isinstance(texts, list)
+    answer = {"tokens": found if several else found[0], "count": counts if several else counts[0]}
+    exchange.respond(200, shapes.compact({**answer, "max_model_len": sim.config.context_length}))
+
+
+def _detokenize(sim: Simulator, exchange: Exchange) -> None:
+    data = _body(exchange)
+    if "tokens" not in data:
+        raise invalid("/detokenize", missing(data, "tokens"))
+    exchange.respond(200, shapes.compact({"text": text_of(data["tokens"])}))
+
+
+def _body(exchange: Exchange) -> dict[str, Any]:
+    return read_object(exchange.path, exchange.headers.get("content-type", ""), bytes(exchange.body))
 
 
 def _sim_stats(sim: Simulator, exchange: Exchange) -> None:
@@ -202,7 +238,15 @@ ROUTES: dict[str, dict[str, Callable[[Simulator, Exchange], None]]] = {
     "/v1/chat/completions": {"POST": _generate},
     "/v1/completions": {"POST": _generate},
     "/generate": {"POST": _generate, "PUT": _generate},
+    "/v1/messages": {"POST": _generate},
+    "/v1/responses": {"POST": _generate},
     "/v1/embeddings": {"POST": _embeddings},
+    "/v1/rerank": {"POST": _embeddings, "PUT": _embeddings},
+    "/v1/score": {"POST": _score},
+    "/tokenize": {"POST": _tokenize},
+    "/v1/tokenize": {"POST": _tokenize},
+    "/detokenize": {"POST": _detokenize},
+    "/v1/detokenize": {"POST": _detokenize},
     "/sim/stats": {"GET": _sim_stats},
     "/sim/fault": {"POST": _sim_fault},
 }

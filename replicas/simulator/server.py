@@ -11,11 +11,11 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Self
 
-from .asking import Refused
 from .config import SimConfig
 from .connection import Connection, Exchange
 from .engine import Engine
 from .faults import Faults
+from .invalid import Refused
 from .profiles import PROFILES
 from .reports import Reports
 from .routes import route

@@ -7,10 +7,12 @@ import time
 from typing import TYPE_CHECKING
 
 from . import shapes
-from .answers import DIALECTS, Answer, Choice
-from .asking import Ask, Refused, parse
+from .answers import Answer, Choice
+from .asking import Ask, parse
 from .connection import Exchange
+from .dialects import DIALECTS
 from .engine import Sequence
+from .invalid import Refused
 from .reply import Reply
 
 if TYPE_CHECKING:
@@ -58,12 +60,15 @@ class Serving:
         exchange.on_writable = lambda: self._flush(answer)
         sim.runner.kick()
 
-    def abort(self, prefix: str | None) -> None:
-        """POST /abort_request: every request whose rid starts so; None: all. The victims' answers end
-        properly.
+    def abort(self, given: str | None) -> None:
+        """POST /abort_request: None: all; else, if a request has that very rid, every one whose rid *starts*
+        so (the tokenizer manager looks for the whole, the scheduler for the beginning). The victims' answers
+        end properly.
         """
+        if given is not None and given not in self.live:
+            return
         for rid, answer in list(self.live.items()):
-            if prefix is not None and not rid.startswith(prefix):
+            if given is not None and not rid.startswith(given):
                 continue
             for choice in answer.choices:
                 if choice.sequence.rid == rid and choice.sequence.finish is None:
@@ -91,7 +96,9 @@ class Serving:
         choice.ended = choice.sequence.finish is not None
         if answer.first_ns is None and choice.sequence.generated:
             answer.first_ns = time.monotonic_ns()
-            self._sim.reports.ttft.add((answer.first_ns - answer.arrived_ns) / 1e9)
+            self._sim.reports.first_token(
+                streaming=answer.ask.stream, seconds=(answer.first_ns - answer.arrived_ns) / 1e9
+            )
         if answer.gone and answer.ask.stream and not answer.over:
             # The first token wakes the task that waits for it; it makes its response and finds the client
             # gone.
@@ -111,7 +118,7 @@ class Serving:
             return  # a client that does not read gets the tokens together later
         if not answer.started:
             answer.started = True
-            exchange.start()
+            exchange.start(DIALECTS[answer.ask.path].headers)
             self._sim.stats.answering(answer)
         elif sequence.finish is None and self._sim.faults.take("tear"):
             for event in DIALECTS[answer.ask.path].events(choice):
@@ -134,7 +141,8 @@ class Serving:
         if answer.ask.stream:
             for event in dialect.closing(answer):
                 exchange.chunk(event)
-            exchange.chunk(shapes.DONE)
+            if dialect.end:
+                exchange.chunk(dialect.end)
             exchange.end()
         else:
             exchange.respond(200, dialect.body(answer))

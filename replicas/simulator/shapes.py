@@ -13,6 +13,17 @@ DONE = b"data: [DONE]\n\n"
 QUEUE_FULL = "The request queue is full."
 # SGLang's error messages leak where it is installed; this is the place in its own container image.
 _SOURCE = "/sgl-workspace/sglang/python/sglang/srt/entrypoints/http_server.py"
+# The functions that SGLang names there, by path.
+_FUNCTIONS = {
+    "/v1/chat/completions": "openai_v1_chat_completions",
+    "/v1/completions": "openai_v1_completions",
+    "/v1/responses": "v1_responses_request",
+    "/generate": "generate_request",
+    "/tokenize": "openai_v1_tokenize",
+    "/detokenize": "openai_v1_detokenize",
+    "/abort_request": "abort_request",
+}
+WRAPPED = ("/v1/responses",)  # whose errors are members of `error`, as OpenAI's are
 _METADATA = {"weight_version": "default"}
 
 
@@ -59,14 +70,19 @@ def chat(rid: str, created: int, model: str, choices: list[Json], used: Json, to
 
 
 def chat_choice(
-    index: int, content: str, reasoning: str | None, finish: str | None, matched: int | None
+    index: int,
+    content: str,
+    reasoning: str | None,
+    finish: str | None,
+    matched: int | None,
+    logprobs: Json | None = None,
 ) -> Json:
     """One entry of `choices` of a whole chat completion."""
     message = {"role": "assistant", "content": content, "reasoning_content": reasoning}
     return {
         "index": index,
         "message": message,
-        "logprobs": None,
+        "logprobs": logprobs,
         "finish_reason": finish,
         "matched_stop": matched,
     }
@@ -114,9 +130,10 @@ class ChatChunks:
             self._head + b'{"reasoning_content":null,"role":"assistant","content":""}' + self._TAIL + b"}\n\n"
         )
 
-    def content(self, text: str, used: Json | None = None) -> bytes:
+    def content(self, text: str, used: Json | None = None, logprobs: Json | None = None) -> bytes:
         """Some of the answer; `used` only with continuous_usage_stats."""
-        return self._content + compact(text) + b"}" + self._TAIL + self._usage(used)
+        tail = self._TAIL if logprobs is None else self._TAIL.replace(b"null", compact(logprobs), 1)
+        return self._content + compact(text) + b"}" + tail + self._usage(used)
 
     def reasoning(self, text: str, used: Json | None = None) -> bytes:
         """Some of the thinking."""
@@ -161,14 +178,18 @@ def stream_error(message: str, kind: str, code: int) -> bytes:
     return b"data: " + json.dumps({"error": error}).encode() + b"\n\n"
 
 
-def invalid_body(function: str, method: str, path: str, errors: list[str]) -> bytes:
+def invalid_body(method: str, path: str, errors: list[str]) -> bytes:
     """A body that the request model refuses: a dump of pydantic's errors with a place in the source."""
+    function = _FUNCTIONS.get(path, "endpoint")
     plural = "" if len(errors) == 1 else "s"
     lines = "\n".join(f"  {error}" for error in errors)
     message = (
         f"{len(errors)} validation error{plural}:\n{lines}\n\n"
         f'  File "{_SOURCE}", line 1870, in {function}\n    {method} {path} [{", ".join(errors)}]'
     )
+    if path in WRAPPED:
+        error = {"message": message, "type": "Bad Request", "param": None, "code": 400}
+        return compact({"error": error})
     return flat_error(message, "Bad Request")
 
 

@@ -186,7 +186,8 @@ class Installation:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
         if code != 0:
-            errors = [line for line in log.read_text(errors="replace").splitlines() if "rror" in line]
+            lines = log.read_text(errors="replace").splitlines()
+            errors = [line for line in lines if "error" in line.lower()]
             raise NotHere(f"{what}: {errors[-1].strip() if errors else f'exit code {code}'} (log: {log})")
 
 

@@ -26,10 +26,10 @@ VOCABULARY = 512  # also the width of the model: one-hot embeddings
 CONTEXT = 2048
 HEADS, KV_HEADS, HEAD_SIZE, MLP, LAYERS = 8, 2, 64, 256, 2
 END = "<|end|>"
-MARKS = ("<|bos|>", END, "<|pad|>", "<|turn|>")
+MARKS = ("<|bos|>", END, "<|pad|>", "<|turn|>", "<|says|>")
 TEMPLATE = (
-    "{% for message in messages %}<|turn|>{{ message['role'] }}: {{ message['content'] }}{% endfor %}"
-    "{% if add_generation_prompt %}<|turn|>assistant:{% endif %}"
+    "{% for message in messages %}<|turn|>{{ message['role'] }}<|says|>{{ message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<|turn|>assistant<|says|>{% endif %}"
 )
 
 
