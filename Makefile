@@ -3,6 +3,7 @@
 #   make demo            a whole cold start on this machine, no GPU, no cloud; then it keeps serving
 #   make test            the tests
 #   make test-sky        the tests against a real SkyPilot, on a Slurm cluster it makes (root, Linux, 10 minutes)
+#   make test-sglang     the tests against a real SGLang on this machine's CPU (Linux, x86_64; tests/sglang/README.md)
 #   make bench           the gateway beside nginx, haproxy and the Rust routers (bench/README.md)
 #   PYTHON=python3.12    another Python for the environment       ARGS="..."   arguments of demo, test, chaos, bench
 
@@ -16,7 +17,7 @@ UV = $(shell command -v uv || echo $(BIN)/uv)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-sky chaos lint check docs lock wheel bench bench-peers
+.PHONY: help venv demo test test-sky test-sglang chaos lint check docs lock wheel bench bench-peers
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +36,10 @@ test: $(STAMP)  ## all tests
 test-sky: $(STAMP)  ## replicas on a real SkyPilot and Slurm, on this machine (root, Linux)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" VENV="$(CURDIR)/$(VENV)" tests/e2e/sky/bed.sh run \
 	  $(BIN)/python -m pytest -m sky --durations=20 tests/e2e/sky tests/replicas/provisioners $(ARGS)
+
+test-sglang: $(STAMP)  ## a real SGLang on this machine's CPU, behind the gateway (Linux, x86_64)
+	@$(BIN)/python tests/sglang/install.py
+	@$(BIN)/python -m pytest -m sglang --durations=10 tests/sglang $(ARGS)
 
 chaos: $(STAMP)  ## 100,000 requests while replicas, workers and controller are killed (tests/chaos/README.md)
 	@$(BIN)/python -m tests.chaos $(ARGS)

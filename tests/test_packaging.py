@@ -93,8 +93,8 @@ def test_make_without_a_target_says_what_there_is() -> None:
     )
     assert done.returncode == 0
     assert [line.split()[1] for line in done.stdout.splitlines()] == [
-        *("help", "venv", "demo", "test", "test-sky", "chaos", "lint", "check", "docs", "lock", "wheel"),
-        *("bench", "bench-peers"),
+        *("help", "venv", "demo", "test", "test-sky", "test-sglang", "chaos", "lint", "check", "docs"),
+        *("lock", "wheel", "bench", "bench-peers"),
     ]
 
 
