@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from replicas.simulator import SimConfig, Simulator
-from tests.sglang.conftest import KEY, LIKE_THE_REAL_ONE, QUEUED, SLOTS, Engine
+from tests.sglang.conftest import KEY, LIKE_THE_REAL_ONE, QUEUED, SLOTS, Engine, Stage
 from tests.sglang.contract import CHAT, MESSAGES, NAMES, names
 from tests.wire import Response, fetch, request_bytes
 
@@ -168,11 +168,9 @@ async def aborted(engine: Engine) -> float:
 
 
 @pytest.mark.sglang
-async def test_the_simulators_times_are_the_measured_ones(engine: Engine) -> None:
+async def test_the_simulators_times_are_the_measured_ones(stage: Stage) -> None:
     """Of the real one alone: the simulator's own tests show that it keeps to its settings."""
-    if not engine.real:
-        pytest.skip("of the real one alone")
-    settings = SimConfig()
+    engine, settings = stage.play("plain").engine, SimConfig()
     began = time.monotonic()
     assert (await call(engine, "GET", "/health")).status == 200
     assert time.monotonic() - began == pytest.approx(settings.health_seconds, abs=0.7)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.sglang
 
 CHAT = "/v1/chat/completions"
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
-LONG = 400  # tokens: some seconds
+LONG = 900  # tokens, some seconds; 8 times that fits the KV cache of 8192
 
 
 def body(tokens: int = 4, **more: Any) -> dict[str, Any]:
@@ -134,7 +134,7 @@ async def test_a_client_that_leaves_in_mid_stream_frees_its_slot(behind_gateway:
     before = behind_gateway.aborted()
     async with (
         httpx.AsyncClient(timeout=60) as client,
-        client.stream("POST", behind_gateway.gateway.url + CHAT, json=body(LONG * 3, stream=True)) as answer,
+        client.stream("POST", behind_gateway.gateway.url + CHAT, json=body(2 * LONG, stream=True)) as answer,
     ):
         async for line in answer.aiter_lines():
             if '"content":"' in line and '"content":""' not in line:
@@ -146,7 +146,7 @@ async def test_a_client_that_leaves_in_mid_stream_frees_its_slot(behind_gateway:
 async def test_a_client_that_leaves_before_its_answer_is_aborted_by_rid(behind_gateway: Replica) -> None:
     before, asked = behind_gateway.aborted(), behind_gateway.log().count("POST /abort_request")
     async with httpx.AsyncClient(timeout=60) as client:
-        post = asyncio.create_task(client.post(behind_gateway.gateway.url + CHAT, json=body(LONG * 3)))
+        post = asyncio.create_task(client.post(behind_gateway.gateway.url + CHAT, json=body(2 * LONG)))
         await until(lambda: behind_gateway.loads()["num_running_reqs"] == 1)
         post.cancel()
         await asyncio.wait([post])
@@ -159,7 +159,7 @@ async def test_a_stream_that_is_aborted_by_its_rid_ends_properly(behind_gateway:
     lines: list[str] = []
     async with (
         httpx.AsyncClient(timeout=60) as client,
-        client.stream("POST", behind_gateway.gateway.url + CHAT, json=body(LONG * 3, stream=True)) as answer,
+        client.stream("POST", behind_gateway.gateway.url + CHAT, json=body(2 * LONG, stream=True)) as answer,
     ):
         async for line in answer.aiter_lines():
             if line.startswith("data: {") and not lines:
