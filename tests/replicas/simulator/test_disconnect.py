@@ -70,7 +70,7 @@ async def test_an_abort_ends_a_stream_properly(ask, body, get, until):
     async with Simulator() as sim:
         reader, writer = await send(sim, ask, body, stream=True, rid="abort-me-1", **LONG)
         await reader.readuntil(b"data: ")
-        reply = await get(sim.port, "POST", "/abort_request", {"rid": "abort-me"})
+        reply = await get(sim.port, "POST", "/abort_request", {"rid": "abort-me-1"})
         raw = await reader.read()
         writer.close()
     assert (reply.status, reply.rest) == (200, b"")
@@ -92,17 +92,18 @@ async def test_an_aborted_plain_request_is_200_with_what_there_is(chat, get, unt
     assert response.json["choices"][0]["message"]["content"].startswith("ab cd")
 
 
-async def test_an_abort_takes_every_rid_that_begins_so_queued_ones_too(chat, get, until):
+async def test_an_abort_takes_every_rid_that_begins_so_if_one_is_just_that_queued_ones_too(chat, get, until):
     async with Simulator(SimConfig(max_running=1)) as sim:
-        answers = [asyncio.ensure_future(chat(sim.port, rid=rid, **LONG)) for rid in ("a1", "a2", "b1")]
+        answers = [asyncio.ensure_future(chat(sim.port, rid=rid, **LONG)) for rid in ("a", "a2", "b1")]
         await until(lambda: sim.stats.running == 1 and sim.stats.queued == 2)
+        await get(sim.port, "POST", "/abort_request", {"rid": "b"})  # nobody's: nothing ends
         await get(sim.port, "POST", "/abort_request", {"rid": "a"})
         await until(lambda: len(sim.stats.log) == 2)
         assert set(sim.serving.live) == {"b1"}
         await get(sim.port, "POST", "/abort_request", {"abort_all": True})
         responses = await asyncio.gather(*answers)
     assert {response.json["choices"][0]["finish_reason"] for response in responses} == {"abort"}
-    assert sim.stats.abort_calls == ["a", "*"]
+    assert sim.stats.abort_calls == ["b", "a", "*"]
 
 
 async def test_flushing_the_cache_is_refused_while_something_runs(chat, get, until):
