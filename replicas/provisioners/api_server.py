@@ -73,7 +73,7 @@ class ApiServer:
         paused = self._clock() - self._failed_at < START_PAUSE_SECONDS
         if paused or not health.local or not self._may_start():
             return False
-        self._tell(f"no SkyPilot API server at {health.url}: starting one (7 to 15 s)", trouble=False)
+        self._tell(f"no SkyPilot API server at {health.url}: starting one (usually 7 to 15 s)", trouble=False)
         try:
             self._start()
         except Exception as error:

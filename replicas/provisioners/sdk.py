@@ -60,11 +60,11 @@ def import_sky() -> Sky:
     by itself: a server inherits our whole environment, and keeps it."""
     os.environ.setdefault("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
     os.environ[NO_SERVER] = "1"
+    logging.getLogger("alembic").setLevel(logging.WARNING)   # its tables' migrations
     import sky
     from sky.client import sdk
 
     sky.tail_provision_logs = sdk.tail_provision_logs   # the only one of ours that it does not export
-    logging.getLogger("alembic").setLevel(logging.WARNING)   # its tables' migrations
     # `api_status` complains of an old server in every thread that has not asked another thing before.
     logging.getLogger("sky.client.sdk").addFilter(lambda record: "flag is ignored" not in record.getMessage())
     return sky  # type: ignore[no-any-return]

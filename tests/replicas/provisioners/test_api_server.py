@@ -91,7 +91,7 @@ def test_a_local_server_is_started_when_there_is_none_and_that_is_told(
     server.check(fake_sky)
     server.check(fake_sky)
     assert caplog.messages == [
-        "no SkyPilot API server at http://sky.example:46580: starting one (7 to 15 s)",
+        "no SkyPilot API server at http://sky.example:46580: starting one (usually 7 to 15 s)",
         "SkyPilot API server http://sky.example:46580, version 0.14.1",
     ]
     assert fake_sky.server.common.get_api_server_status_response.cleared == 1   # or the old answer stands
