@@ -57,8 +57,13 @@ def mask(directory: Path) -> Mask:
         return Mask()
 
 
-def forget(directory: Path) -> None:
-    """The replica is gone; what it printed stays."""
+def finish(directory: Path) -> None:
+    """The replica is gone; what it printed stays, now by rank too: that takes seconds of a log of gigabytes,
+    which no machine waits for."""
+    try:
+        split(directory)
+    except OSError as error:   # a full disk
+        log.warning("%s: its log could not be split by rank: %s", directory.name, error)
     folder.forget(directory)
     (directory / _SECRETS).unlink(missing_ok=True)
 
@@ -186,7 +191,6 @@ def save(sky: Sky, cluster: str, directory: Path, *, followed: bool) -> None:
         log.warning("%s: not all its logs came in %.0f s: it is ended now", cluster, SAVE_SECONDS)
     try:
         fetched.store()
-        split(directory)
     except OSError as error:   # a full disk must not keep a machine that bills
         log.warning("%s: its logs could not be saved: %s", cluster, error)
 
@@ -236,7 +240,7 @@ class _Fetched(threading.Thread):
             log.info("%s: %s", self._cluster, self._mask(str(error)))
 
     def store(self) -> None:
-        for file, text in list(self._files.items()):
+        for file, text in [(file, text) for file, text in self._files.items() if text]:
             with appending(self._directory, file) as out:
                 out.write(text)
 

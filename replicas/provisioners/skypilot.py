@@ -176,7 +176,7 @@ class SkyPilotProvisioner:
             settled = settled or self._launching.end(replica_id)
             self._sleep(DOWN_PAUSE_SECONDS)
         self._timers.forget(replica_id)
-        keeping.forget(self._root / replica_id)
+        keeping.finish(self._root / replica_id)
 
     def _save_logs(self, sky: Sky, replica_id: str) -> None:
         """Once: a down that is repeated has nothing more to fetch."""

@@ -232,15 +232,16 @@ async def test_a_machine_that_does_not_answer_delays_its_down_by_a_bounded_time(
     assert fake_sky.machines == set()
 
 
+@pytest.mark.parametrize("what", ["split", "appending"])
 async def test_a_full_disk_keeps_no_machine(
-    skypilot: SkyPilot, fake_sky: Any, service: Build, monkeypatch: pytest.MonkeyPatch
+    skypilot: SkyPilot, fake_sky: Any, service: Build, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    def full(directory: Path) -> None:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(keeping, "split", full)
     provisioner = skypilot()
     await launch(provisioner, service)
+    monkeypatch.setattr(keeping, what, full)
     await provisioner.terminate(ID)
     assert fake_sky.machines == set()
 
