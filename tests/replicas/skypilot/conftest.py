@@ -136,6 +136,8 @@ class SimClock(FakeClock):
         with self._sky.holding(waits):
             while waits():
                 time.sleep(0.001)
+        if self._sky.closing.is_set():
+            raise Killed
 
 
 class SkyWorld(World):
@@ -179,7 +181,8 @@ class SkyWorld(World):
     def answer(self, id: str, url: str) -> bool | str:
         if not self.network:
             return "no answer in 25 s"
-        here = url.partition("://")[2] in self.sky.exposed.values() or url in self.sky.exposed.values()
+        exposed = {address.rstrip("/") for address in self.sky.exposed.values()}
+        here = bool(exposed & {url, url.partition("://")[2]})
         up = id in self.sky.machines and self.sky.jobs(id) > 0 and id not in self.sky.run_ended
         return True if up and here and not self.loading and id not in self.mute else "connection refused"
 
@@ -208,13 +211,12 @@ class SkyWorld(World):
         while time.monotonic() < deadline and not self.life.over:
             if sky.api_down or sky.endpoints_fail or not sky.exposed:
                 return
-            threads = {t.name for t in threading.enumerate() if isinstance(t, Attendant)}
+            all_of_them = [t for t in threading.enumerate() if t.name.startswith("attendant")]
+            threads = {t.name for t in all_of_them if isinstance(t, Attendant)}
             up = {name for name, c in sky.clusters.items() if c.status.value == "UP"}
             waits = up - (sky.tailed - sky.run_ended.keys())
-            seeks = any(
-                t.name.startswith("attendant") and not isinstance(t, Attendant) for t in threading.enumerate()
-            )
-            if not seeks and not any(thread.endswith(name) for thread in threads for name in waits):
+            asking = any(not isinstance(t, Attendant) for t in all_of_them)
+            if not asking and not any(thread.endswith(name) for thread in threads for name in waits):
                 return
             await asyncio.sleep(0.0005)
 
