@@ -165,7 +165,12 @@ class SkyWorld(World):
         table = MortalTable(self.state_dir / "state.db", self.life)
         sky: Any = MortalSky(self.sky, self.life)
         self.provisioner: Any = SkyPilotProvisioner(
-            self.state_dir, table.owner, sky=lambda: sky, clock=self.clock, sleep=self.clock.sleep
+            self.state_dir,
+            table.owner,
+            sky=lambda: sky,
+            clock=self.clock,
+            wall=self.clock,
+            sleep=self.clock.sleep,
         )
         return table
 
