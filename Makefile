@@ -2,7 +2,7 @@
 #
 #   make demo            a whole cold start on this machine, no GPU, no cloud; then it keeps serving
 #   make test            the tests
-#   make test-sky        the tests against a real SkyPilot, on a Slurm cluster it makes (root, Linux, 10 minutes)
+#   make test-sky        the tests against a real SkyPilot, on a Slurm cluster it makes (root, Linux, 20 minutes)
 #   make test-sglang     the tests against a real SGLang on this machine's CPU (Linux, x86_64; tests/sglang/README.md)
 #   make bench           the gateway beside nginx, haproxy and the Rust routers (bench/README.md)
 #   PYTHON=python3.12    another Python for the environment       ARGS="..."   arguments of demo, test, chaos, bench
@@ -34,8 +34,7 @@ test: $(STAMP)  ## all tests
 	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 test-sky: $(STAMP)  ## replicas on a real SkyPilot and Slurm, on this machine (root, Linux)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" VENV="$(CURDIR)/$(VENV)" tests/e2e/sky/bed.sh run \
-	  $(BIN)/python -m pytest -m sky --durations=20 tests/e2e/sky tests/replicas/provisioners $(ARGS)
+	@VENV="$(CURDIR)/$(VENV)" tests/e2e/sky/bed.sh test $(ARGS)
 
 test-sglang: $(STAMP)  ## a real SGLang on this machine's CPU, behind the gateway (Linux, x86_64)
 	@$(BIN)/python tests/sglang/install.py

@@ -87,6 +87,47 @@ def test_ci_and_pre_commit_run_the_same_commands() -> None:
     assert [hook["entry"] for hook in hooks] == re.findall(r"^make .*", ci, re.MULTILINE)
 
 
+@pytest.mark.parametrize(
+    ("possible", "make_fails_at", "code", "made"),
+    [
+        ("exit 0", "", 0, ["lint", "test", "test-sky"]),
+        ("exit 0", "test-sky", 2, ["lint", "test", "test-sky"]),   # a bed that is possible must work
+        ("echo missing: root; exit 1", "", 0, ["lint", "test"]),
+        ("exit 0", "test", 2, ["lint", "test"]),
+    ],
+)
+def test_ci_runs_the_bed_where_it_is_possible_and_says_so_where_it_is_not(
+    tmp_path: Path, possible: str, make_fails_at: str, code: int, made: list[str]
+) -> None:
+    for path, text in {
+        ".ci/run": (ROOT / ".ci" / "run").read_text(),
+        "tests/e2e/sky/bed.sh": f"#!/bin/sh\n{possible}\n",
+        "bin/make": f'#!/bin/sh\necho "$1" >>made\n[ "$1" != "{make_fails_at}" ] || exit 2\n',
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+        (tmp_path / path).chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run([tmp_path / ".ci" / "run"], env=env, capture_output=True, text=True, timeout=20)
+    assert done.returncode == code
+    assert (tmp_path / "made").read_text().split() == made
+    assert ("NOT RUN" in done.stdout and "missing: root" in done.stdout) == ("missing" in possible)
+
+
+def test_the_bed_tells_a_user_who_is_not_root_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "id").write_text("#!/bin/sh\necho 1000\n")
+    (tmp_path / "id").chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "BED": str(tmp_path / "bed")}
+    bed = ROOT / "tests" / "e2e" / "sky" / "bed.sh"
+    done = subprocess.run([bed, "possible"], env=env, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 1
+    assert "missing: root" in done.stdout
+    done = subprocess.run([bed, "test"], env=env, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 1
+    assert "missing: root" in done.stderr
+    assert not (tmp_path / "bed").exists()
+
+
 def test_make_without_a_target_says_what_there_is() -> None:
     done = subprocess.run(
         ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, timeout=60

@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
 # A Slurm "cloud" on one machine, and a SkyPilot that knows no other (README.md beside this file).
 #
-#   bed.sh install       Debian packages, uv and a wheelhouse for the nodes; once, about 2 minutes
-#   bed.sh start         the site (login host and nodes), SkyPilot's API server, `sky check`
-#   bed.sh stop          everything that `start`, and whoever used it, has left running; nothing else
-#   bed.sh env           the exports that a test needs: eval "$(bed.sh env)"
-#   bed.sh kill HOST     crash n1, n2, n3 or login        bed.sh up HOST     boot it again
-#   bed.sh cut HOST      packets to it get lost           bed.sh join HOST   ... no longer
-#   bed.sh kill-api      SIGKILL the API server and its executors, all of them
-#   bed.sh log           the ends of the site's logs
-#   bed.sh run COMMAND   install, start, COMMAND in that environment, stop (whatever happens, within $LIMIT)
+#   bed.sh possible       whether this machine can have one: exit 0, or 1 and what is missing
+#   bed.sh install        Debian packages, uv, wheels for the nodes, the account; once, about 3 minutes
+#   bed.sh test [ARGS]    the tests marked `sky` on it; ARGS are pytest's
+#   bed.sh run COMMAND    COMMAND on it, within $LIMIT; `bash` to try things by hand
+#   bed.sh enter COMMAND  another COMMAND on the bed that runs
+# and, on it:
+#   bed.sh kill HOST      power cut of n1, n2, ... or login      bed.sh up HOST     boot it again
+#   bed.sh cut HOST       packets to it get lost                 bed.sh join HOST   ... no longer
+#   bed.sh kill-api       SIGKILL SkyPilot's API server and its executors, all of them
+#   bed.sh log            the ends of the site's logs
 #
-# Root on Linux (Debian 12 or newer, Ubuntu 24.04), for network namespaces. State in $BED, nothing elsewhere.
+# Everything runs in network, mount and process namespaces of its own, which end with this script, however it
+# ends. Root on Linux (Debian 12 or newer, Ubuntu 24.04). State in $BED, nothing elsewhere.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../../.." && pwd)
@@ -19,7 +21,8 @@ root=$(cd "$here/../../.." && pwd)
 BED=${BED:-/var/cache/skygate-bed}   # not under /tmp (nodes have one of their own), readable for all users
 VENV=${VENV:-$root/.venv}            # where `sky` is, with the extra `slurm`
 API_PORT=${API_PORT:-46591}          # SkyPilot's default is 46580
-NODES=${NODES:-3}                    # a cluster has its nodes to itself, as on a cloud: 3 nodes, then no capacity
+NODES=${NODES:-8}                    # a cluster has its nodes to itself, as on a cloud; the last is n9 at most
+PROCESSES=${PROCESSES:-3}            # tests at a time
 LIMIT=${LIMIT:-1800}                 # seconds
 NET=10.77.0                          # .1 this machine, .10 login host, .11 .. nodes
 ACCOUNT=skybed                       # who SkyPilot is on the cluster
@@ -30,17 +33,33 @@ RUN=$BED/run
 say() { echo "[bed] $*" >&2; }
 die() { say "$*"; exit 1; }
 
-need_root() {
-  [ "$(uname -s)" = Linux ] || die "the bed needs Linux"
-  [ "$(id -u)" = 0 ] || die "the bed needs root (network namespaces, Slurm's daemons)"
+environment() { # of everything that talks to the bed's SkyPilot
+  export SKYGATE_BED=$BED HOME=$SKY_HOME SKYPILOT_API_SERVER_LOCAL_PORT=$API_PORT PATH=$VENV/bin:$PATH
+  export SKYPILOT_DISABLE_USAGE_COLLECTION=1 SLURM_CONF=$BED/etc/slurm.conf
+  unset SKYPILOT_API_SERVER_ENDPOINT TMPDIR
 }
 
-environment() { # of everything that talks to the bed's SkyPilot; SKYGATE_BED marks what `stop` may end
-  cat <<E
-export SKYGATE_BED=$BED HOME=$SKY_HOME SKYPILOT_API_SERVER_LOCAL_PORT=$API_PORT
-export SKYPILOT_DISABLE_USAGE_COLLECTION=1 SLURM_CONF=$BED/etc/slurm.conf PATH=$VENV/bin:\$PATH
-unset SKYPILOT_API_SERVER_ENDPOINT
-E
+possible() { # what is missing here, a line each; nothing is installed to find out
+  local missing=() trial
+  [ "$(uname -s)" = Linux ] || missing+=("Linux (this is $(uname -s))")
+  [ "$(id -u)" = 0 ] || missing+=("root, for network namespaces and Slurm's daemons")
+  command -v apt-get >/dev/null && command -v dpkg >/dev/null || missing+=("apt-get: Slurm comes from Debian's packages")
+  if ! command -v unshare setpriv nsenter >/dev/null; then
+    missing+=("unshare, setpriv, nsenter (util-linux)")
+  elif [ ${#missing[@]} = 0 ]; then
+    trial=$(unshare --net --mount --uts --pid --fork --kill-child --mount-proc true 2>&1) ||
+      missing+=("network, mount, host name and process namespaces: $trial")
+    # shellcheck disable=SC2016
+    trial=$(unshare --mount bash -c 'd=$(mktemp -d); mount -t cgroup -o freezer cg $d; e=$?; umount $d; rmdir $d; exit $e' \
+      2>&1) || missing+=("the v1 freezer cgroup, by which slurmd ends a job's processes: $trial")
+    if command -v ip >/dev/null; then
+      trial=$(unshare --net sh -c 'ip link add b0 type bridge && ip link add v0 type veth peer name v1' 2>&1) ||
+        missing+=("bridges and veth pairs: $trial")
+    fi
+    [ "$(awk '/^MemTotal/ {print int($2 / 1048576)}' /proc/meminfo)" -ge 5 ] || missing+=("6 GB of memory")
+    [ "$(df --output=avail -B1G "$(dirname "$BED")" | tail -n1)" -ge 4 ] || missing+=("4 GB free below $(dirname "$BED")")
+  fi
+  [ ${#missing[@]} = 0 ] || { printf 'missing: %s\n' "${missing[@]}"; return 1; }
 }
 
 # --- install -----------------------------------------------------------------------------------------------
@@ -75,13 +94,37 @@ install_wheels() { # SkyPilot's runtime and the simulator's one dependency, for 
   touch "$done"
 }
 
+install_skypilot() { # its wheel for the nodes, which it would build at the first launch; unpacked as uv keeps it
+  mkdir -p "$SKY_HOME/.sky"; chmod 700 "$SKY_HOME"
+  local wheel uid cache=$BED/uv-cache
+  wheel=$(environment; cd "$SKY_HOME"; "$VENV/bin/python" -c '
+from sky.backends import wheel_utils
+print(next(wheel_utils.build_sky_wheel()[0].glob("*.whl")))' 2>"$BED/log/wheel.log") ||
+    { tail -20 "$BED/log/wheel.log" >&2; die "no wheel of SkyPilot"; }
+  uid=$(id -u $ACCOUNT)
+  [ "$(cat "$cache/.done" 2>/dev/null)" != "$SKY_VERSION $uid" ] || return 0
+  rm -rf "$cache"; command install -d -o $ACCOUNT -m 755 "$cache"
+  local scratch; scratch=$(mktemp -d "$BED/scratch.XXXX")
+  cp "$wheel" "$scratch/"; chown -R $ACCOUNT "$scratch"
+  # shellcheck disable=SC2016
+  runuser -u $ACCOUNT -- env -i HOME="$scratch" UV_CACHE_DIR="$cache" UV_OFFLINE=1 UV_FIND_LINKS="$BED/wheels" \
+    bash -ec 'cd "$HOME"; uv=$1; "$uv" -q venv --seed --python /usr/bin/python3 v
+      "$uv" -q pip install --python v/bin/python "$2[slurm,remote]" httptools' \
+      _ "$BED/tools/bin/uv" "$scratch/$(basename "$wheel")" >"$BED/log/uv.log" 2>&1 ||
+    { tail -20 "$BED/log/uv.log" >&2; die "uv failed"; }
+  rm -rf "$scratch" "$BED/node"
+  echo "$SKY_VERSION $uid" >"$cache/.done"
+}
+
 install() {
-  need_root
-  command -v apt-get >/dev/null || die "the bed installs Debian packages; here is no apt-get"
+  local missing; missing=$(possible) || die "no bed on this machine: $missing"
   mkdir -p "$BED/log"; chmod 755 "$BED" "$BED/log"
   install_packages
   "$VENV/bin/python" -c 'import hostlist, sky' 2>/dev/null || die "no skypilot[slurm] in $VENV (make test-sky installs it)"
+  id $ACCOUNT >/dev/null 2>&1 || useradd -M -d "$BED/home/$ACCOUNT" -s /bin/bash $ACCOUNT
+  usermod -p '*' $ACCOUNT   # no password, and not "locked" for sshd
   install_wheels
+  install_skypilot
 }
 
 # --- the site ----------------------------------------------------------------------------------------------
@@ -93,11 +136,9 @@ template() { # template NAME [MODE]: site/NAME with its @WORDS@ filled in, to $B
 }
 
 configure() {
-  rm -rf "$BED"/{etc,ctld,home,run} "$BED/log/"*.log
+  rm -rf "${BED:?}"/{etc,ctld,home} "$BED/log/"*.log
   mkdir -p "$BED"/{etc,run,log,ctld,home,node}
   chmod 755 "$BED"/{etc,run,log,home,node}
-  id $ACCOUNT >/dev/null 2>&1 || useradd -M -d "$BED/home/$ACCOUNT" -s /bin/bash $ACCOUNT
-  usermod -p '*' $ACCOUNT   # no password, and not "locked" for sshd
   command install -d -o $ACCOUNT -g $ACCOUNT -m 755 "$BED/home/$ACCOUNT"
   command install -d -o $ACCOUNT -g $ACCOUNT -m 700 "$BED/home/$ACCOUNT/.ssh"
   command install -d -o slurm -g slurm "$BED/ctld"
@@ -116,6 +157,13 @@ configure() {
   for i in 0 1 2 3; do : >"$BED/etc/gpu$i"; done   # what Slurm counts as H100s; there is no device behind them
   echo "Name=gpu Type=H100 File=$BED/etc/gpu[0-3]" >"$BED/etc/gres.conf"
 
+  local uid; uid=$(id -u $ACCOUNT)
+  for i in $(seq "$NODES"); do   # hard links: no node unpacks a wheel again
+    mkdir -p "$BED/node/n$i/tmp"; chmod 1777 "$BED/node/n$i/tmp"
+    find "$BED/node/n$i/tmp" -mindepth 1 -maxdepth 1 ! -name "uv_cache_$uid" -exec rm -rf -- {} +
+    [ -d "$BED/node/n$i/tmp/uv_cache_$uid" ] || cp -al "$BED/uv-cache" "$BED/node/n$i/tmp/uv_cache_$uid"
+  done
+
   # SkyPilot's side: it reads ~/.slurm/config, one Host per Slurm cluster. What it built and cached stays.
   mkdir -p "$SKY_HOME"/{.slurm,.sky,.ssh}; chmod 700 "$SKY_HOME"
   find "$SKY_HOME/.sky" -mindepth 1 -maxdepth 1 ! -name wheels -exec rm -rf -- {} +
@@ -131,44 +179,42 @@ configure() {
 }
 
 host_ip() { case $1 in login) echo 10 ;; n[1-9]) echo $((10 + ${1#n})) ;; *) die "no host $1" ;; esac; }
-is_ours() { [ -n "$1" ] && grep -qzxF "SKYGATE_BED=$BED" "/proc/$1/environ" 2>/dev/null; }
-host_pid() { # of a living host: its outermost process, with which all others of the host end
-  local pid; pid=$(cat "$RUN/$1.pid" 2>/dev/null) || return 1
-  is_ours "$pid" && echo "$pid"; }
 
 up() { # boot a host: network, UTS, mount and PID namespace of its own, with its daemons
   local host=$1 ip; ip=$(host_ip "$1")
-  host_pid "$host" >/dev/null && return 0
-  ip netns list | grep -qw "skybed-$host" || {
-    ip netns add "skybed-$host"
-    ip link add "skyb-$host" type veth peer name eth0 netns "skybed-$host"
-    ip link set "skyb-$host" master skybed up
-    ip -n "skybed-$host" link set lo up; ip -n "skybed-$host" link set eth0 up
-    ip -n "skybed-$host" addr add "$NET.$ip/24" dev eth0; }
+  if [ -e "$RUN/$host.pid" ] && kill -0 "$(cat "$RUN/$host.pid")" 2>/dev/null; then return 0; fi
+  [ -e "/run/netns/$host" ] || {
+    ip netns add "$host"
+    ip link add "bed-$host" type veth peer name eth0 netns "$host"
+    ip link set "bed-$host" master bed
+    ip -n "$host" link set lo up; ip -n "$host" link set eth0 up
+    ip -n "$host" addr add "$NET.$ip/24" dev eth0; }
+  ip link set "bed-$host" up
   mkdir -p "$BED/node/$host/"{tmp,spool}; chmod 1777 "$BED/node/$host/tmp"
-  SKYGATE_BED=$BED SLURM_CONF=$BED/etc/slurm.conf setsid nsenter "--net=/run/netns/skybed-$host" \
+  SLURM_CONF=$BED/etc/slurm.conf setsid nsenter "--net=/run/netns/$host" \
     unshare --mount --uts --pid --fork --kill-child --mount-proc \
     bash "$here/site/boot.sh" "$host" "$BED" </dev/null >>"$BED/log/$host.log" 2>&1 &
   echo $! >"$RUN/$host.pid"
   disown   # its end is no news for this shell
 }
 
-kill_host() { # all at once, as a power cut
-  local pid; pid=$(host_pid "$1") || return 0
-  kill -KILL "$pid"
-  while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done
+kill_host() { # as a power cut: from one moment to the next nothing comes from it, no FIN and no RST either
+  local pid; pid=$(cat "$RUN/$1.pid")
+  ip link set "bed-$1" down
+  kill -KILL "$pid" 2>/dev/null || return 0
+  while kill -0 "$pid" 2>/dev/null && ! grep -q '^State:.Z' "/proc/$pid/status"; do sleep 0.05; done
 }
 
 # The neighbour's hardware address becomes one that nobody has.
-cut() { ip neigh replace "$NET.$(host_ip "$1")" lladdr 02:00:00:00:00:01 dev skybed nud permanent; }
-join() { ip neigh del "$NET.$(host_ip "$1")" dev skybed 2>/dev/null || true; }
+cut() { ip neigh replace "$NET.$(host_ip "$1")" lladdr 02:00:00:00:00:01 dev bed nud permanent; }
+join() { ip neigh del "$NET.$(host_ip "$1")" dev bed 2>/dev/null || true; }
 
 start_site() {
-  ip link show skybed >/dev/null 2>&1 || { ip link add skybed type bridge; ip addr add "$NET.1/24" dev skybed; }
-  ip link set skybed up
+  ip link set lo up
+  ip link add bed type bridge; ip addr add "$NET.1/24" dev bed; ip link set bed up
   local host; up login; for i in $(seq "$NODES"); do up "n$i"; done
   export SLURM_CONF=$BED/etc/slurm.conf
-  for _ in $(seq 120); do
+  for _ in $(seq 240); do
     [ "$(runuser -u $ACCOUNT -- sinfo -h -N -t idle -o %N 2>/dev/null | wc -l)" -ge "$NODES" ] && return 0
     sleep 0.25
   done
@@ -178,86 +224,104 @@ start_site() {
 # --- SkyPilot ----------------------------------------------------------------------------------------------
 
 start_api() {
-  ( eval "$(environment)"; cd "$SKY_HOME"
+  ( environment; cd "$SKY_HOME"
     sky api start </dev/null >"$BED/log/api.log" 2>&1 ) || { tail -20 "$BED/log/api.log" >&2; die "no API server"; }
-  ( eval "$(environment)"; cd "$SKY_HOME"; sky check slurm </dev/null >"$BED/log/check.log" 2>&1 ) &&
-    grep -q "enabled" "$BED/log/check.log" || { tail -20 "$BED/log/check.log" >&2; die "sky check slurm"; }
+  ( environment; cd "$SKY_HOME"
+    sky check slurm </dev/null >"$BED/log/check.log" 2>&1; grep -q "enabled" "$BED/log/check.log" ) ||
+    { tail -20 "$BED/log/check.log" >&2; die "sky check slurm"; }
 }
 
-end_marked() { # end_marked [PATTERN]: SIGKILL what carries the bed's mark (and matches), but for this script's own
-  local dir pid mine=" $$ $BASHPID $PPID "
-  pid=$PPID
-  while [ "$pid" -gt 1 ]; do pid=$(awk '/^PPid/{print $2}' "/proc/$pid/status" 2>/dev/null || echo 0); mine+="$pid "; done
-  for dir in /proc/[0-9]*; do
-    pid=${dir#/proc/}
-    case $mine in *" $pid "*) continue ;; esac
-    is_ours "$pid" || continue
-    [ -z "${1:-}" ] || tr '\0' ' ' <"$dir/cmdline" 2>/dev/null | grep -qE -- "$1" || continue
-    kill -KILL "$pid" 2>/dev/null || true
-  done
-}
-
-kill_api() { end_marked 'sky\.server|SkyPilot:|multiprocessing|sky/server'; }
+# /proc has the bed's processes alone. An executor's title is all that tells of it: setproctitle overwrites its
+# environment, and its parent may be dead.
+kill_api() { pkill -KILL -f 'sky\.server\.server|^SkyPilot:' || true; }
 
 # --- all ---------------------------------------------------------------------------------------------------
 
-start() {
-  need_root
-  stop quietly
+run() { # in namespaces that end with the first process in them, as that one does with this script
+  local missing; missing=$(possible) || die "no bed on this machine: $missing"
+  mkdir -p "$BED"; exec 9>"$BED/lock"
+  flock -n 9 || die "another bed is in use here ($BED/lock)"
+  local began=$SECONDS code=0
+  install 9>&-
+  say "installed after $((SECONDS - began)) s"
+  freezer_tidy
+  rm -rf "$RUN"; mkdir -p "$RUN/tmp"; chmod 755 "$RUN"; chmod 1777 "$RUN/tmp"
+  trap 'exit 130' INT TERM HUP
+  trap 'ended' EXIT
+  exec 3<&0   # for a shell; what bash puts in the background would read nothing
+  setpriv --pdeathsig KILL unshare --net --mount --pid --fork --kill-child --mount-proc \
+    bash "$here/bed.sh" inside "$@" <&3 3<&- 9>&- &
+  outermost=$!
+  echo $outermost >"$RUN/pid"
+  wait $outermost || code=$?
+  say "ended after $((SECONDS - began)) s"
+  [ $code = 0 ] || say "the site's logs are in $BED/log, what was in /tmp is in $RUN/tmp, until the next bed"
+  return $code
+}
+
+ended() {
+  local code=$?
+  kill -KILL "$outermost" 2>/dev/null || true
+  wait "$outermost" 2>/dev/null || true
+  [ $code != 0 ] || rm -rf "$RUN/tmp"
+  rm -f "$RUN/pid"
+  freezer_tidy
+}
+
+freezer_tidy() { # empty directories that slurmd made for jobs; removable when the last process has gone
+  # shellcheck disable=SC2016
+  unshare --mount bash -c 'mount -t cgroup -o freezer cg "$1" && cd "$1" && [ -d skybed ] || exit 0
+    for _ in $(seq 50); do find skybed -depth -type d -exec rmdir {} + 2>/dev/null; [ -d skybed ] || exit 0; sleep 0.1; done' \
+    _ "$BED" || true
+}
+
+inside() { # the first process of the namespaces
+  # SkyPilot leaves much in /tmp, ip and sshd in /run: both are the bed's own. A checkout below /tmp stays.
+  local dir
+  for dir in "$root" "$(realpath "$VENV")" "$(realpath "$(dirname "$(realpath "$VENV/bin/python")")/..")"; do
+    case $dir in /tmp/*) mkdir -p "$RUN/tmp${dir#/tmp}"; mount --rbind "$dir" "$RUN/tmp${dir#/tmp}" ;; esac
+  done
+  mount --rbind "$RUN/tmp" /tmp
+  mount -t tmpfs -o mode=755 run /run
+  cd "$root"   # through the new mounts
+  local began=$SECONDS
   configure
   start_site
   start_api
-  say "up: $NODES nodes, SkyPilot $SKY_VERSION on port $API_PORT"
+  say "$NODES nodes and SkyPilot $SKY_VERSION on port $API_PORT after $((SECONDS - began)) s"
+  ( environment; exec timeout --foreground -k 30 "$LIMIT" "$@" ) || { local code=$?; logs; return $code; }
 }
 
-stop() {
-  need_root
-  local pid ns dir
-  for pid in "$RUN"/*.pid; do [ -e "$pid" ] && kill_host "$(basename "$pid" .pid)"; done
-  end_marked
-  for ns in $(ip netns list 2>/dev/null | awk '/^skybed-/{print $1}'); do ip netns del "$ns"; done
-  ip link show skybed >/dev/null 2>&1 && ip link del skybed
-  for dir in "$BED"/node/*/tmp; do   # the nodes' uv cache stays: it halves the time of a launch
-    [ -d "$dir" ] && find "$dir" -mindepth 1 -maxdepth 1 ! -name 'uv_cache_*' -exec rm -rf -- {} +
-  done
-  local freezer; freezer=$(mktemp -d)
-  if mount -t cgroup -o freezer cg "$freezer" 2>/dev/null; then
-    find "$freezer"/skybed-* -depth -type d -exec rmdir {} \; 2>/dev/null || true
-    umount "$freezer"
-  fi
-  rmdir "$freezer"
-  [ -n "${1:-}" ] || say "stopped"
+enter() { # its first process is the child of the one that made the namespaces
+  local pid; pid=$(pgrep -P "$(cat "$RUN/pid" 2>/dev/null || echo 0)") || die "no bed is running"
+  environment
+  # shellcheck disable=SC2016
+  exec nsenter --target "$pid" --net --mount --pid -- bash -c 'cd "$1"; shift; exec "$@"' _ "$root" "$@"
 }
 
-run() {
+suite() { # the stories and the conformance suite side by side, then what the others could not live with
   local code=0
-  need_root
-  mkdir -p "$BED"; exec 9>"$BED/lock"
-  flock -n 9 || die "another bed is in use here ($BED/lock)"
-  trap 'stop 9>&-' EXIT
-  trap 'exit 130' INT TERM HUP
-  local began=$SECONDS
-  install 9>&-
-  say "installed after $((SECONDS - began)) s"
-  start 9>&-
-  say "started after $((SECONDS - began)) s"
-  # In the background and waited for, so that a signal to this script is heard at once.
-  ( eval "$(environment)"; exec timeout -k 30 "$LIMIT" "$@" ) 9>&- &
-  wait $! || code=$?
-  [ $code = 0 ] || logs
-  say "ended after $((SECONDS - began)) s"
-  return $code
+  python -m pytest -m "sky and not alone" -n "$PROCESSES" --dist worksteal --durations=0 --durations-min=1 -rA \
+    tests/e2e/sky tests/replicas/provisioners "$@" || code=$?
+  python -m pytest -m "sky and alone" --durations=0 --durations-min=1 -rA tests/e2e/sky "$@" ||
+    { local last=$?; [ $last = 5 ] || [ $code != 0 ] || code=$last; }
+  say "seconds between the steps:"
+  cat "$RUN/laps" >&2 || true
+  [ $code = 0 ] || return $code
+  local left; left="$(sky status | grep -E '^[a-z0-9-]+-gw-' || true)$(squeue -h)"
+  [ -z "$left" ] || die "still there after all tests: $left"
+  say "sky status and squeue: empty"
 }
 
 logs() { tail -n 15 "$BED"/log/*.log >&2 || true; }
 
 case "${1:-}" in
-  install | start | stop) "$1" ;;
-  env) environment ;;
+  possible | install) "$1" ;;
+  test) shift; run "$here/bed.sh" suite "$@" ;;
+  run | enter | inside | suite) "$@" ;;
   kill) kill_host "${2:?which host}" ;;
   up | cut | join) "$1" "${2:?which host}" ;;
   kill-api) kill_api ;;
   log) logs ;;
-  run) shift; run "$@" ;;
-  *) sed -n '2,15p' "$0"; exit 2 ;;
+  *) sed -n '2,19p' "$0"; exit 2 ;;
 esac

@@ -7,9 +7,11 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,8 +23,9 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[3]
 BED = Path(__file__).with_name("bed.sh")
 
+# As config/qwen3-8b.yaml, with the simulator in SGLang's place.
 YAML = """\
-name: bed
+name: {name}
 num_nodes: {nodes}
 resources:
   cpus: 1
@@ -30,27 +33,39 @@ resources:
   ports: 30000
 secrets:
   REPLICA_API_KEY: null
+  REPLICA_TLS_KEY: null
+  REPLICA_TLS_CERT: null
+  HF_TOKEN: null
 file_mounts:
   ~/skygate/replicas: {root}/replicas
+  ~/skygate/rendezvous.py: {here}/rendezvous.py
 setup: |
   # The nodes reach no index; the bed has a wheelhouse for uv.
   ~/.local/bin/uv venv --quiet --python /usr/bin/python3 ~/skygate/venv
   VIRTUAL_ENV=~/skygate/venv ~/.local/bin/uv pip install --quiet httptools
 run: |
+  TLS=$(mktemp -d)
+  (umask 077 && echo "$REPLICA_TLS_KEY" >"$TLS/key.pem" && echo "$REPLICA_TLS_CERT" >"$TLS/cert.pem")
   echo "rank $SKYPILOT_NODE_RANK of $SKYPILOT_NUM_NODES on $(hostname)"
   {before}
   cd ~/skygate
-  exec venv/bin/python -m replicas.simulator --host 0.0.0.0 --port 30000 \\
-    --model-path deepseek-ai/DeepSeek-R1 --api-key "$REPLICA_API_KEY" --enable-metrics --startup load=1
+  HEAD=$(echo "$SKYPILOT_NODE_IPS" | head -n1)
+  venv/bin/python rendezvous.py $SKYPILOT_NODE_RANK $SKYPILOT_NUM_NODES $HEAD
+  [ "$SKYPILOT_NODE_RANK" = 0 ] || exit 1
+  exec venv/bin/python -m replicas.simulator --model-path deepseek-ai/DeepSeek-R1 \\
+    --enable-metrics --startup load=1 --api-key "$REPLICA_API_KEY" \\
+    ${{REPLICA_TLS_CERT:+--ssl-keyfile "$TLS/key.pem" --ssl-certfile "$TLS/cert.pem"}} \\
+    --host 0.0.0.0 --port 30000
 service:
   readiness_probe:
     path: /health
-    initial_delay_seconds: 240
+    initial_delay_seconds: 300
     endpoint_probe_interval_seconds: 1
   replica_policy:
     min_replicas: 0
     max_replicas: 2
 """
+HF_TOKEN = "hf_ThisIsASecretOfTheUser0123456789"
 
 
 def eventually(condition: Callable[[], T], seconds: float = 60.0) -> T:
@@ -68,14 +83,35 @@ def eventually(condition: Callable[[], T], seconds: float = 60.0) -> T:
 class Site:
     """The Slurm cluster and its SkyPilot, asked around the gateway."""
 
-    def jobs(self) -> dict[str, str]:
-        """Cluster of each running allocation -> its nodes ("n1", "n[1-2]"). SkyPilot adds a user's hash."""
-        lines = self._run("squeue", "-h", "-t", "R", "-o", "%j %N").splitlines()
-        return {name.rpartition("-")[0]: nodes for name, nodes in map(str.split, lines)}
+    def jobs(self, service: str) -> dict[str, str]:
+        """Cluster of each running allocation of a service -> its nodes ("n1", "n[1-2]").
 
-    def clusters(self) -> list[str]:
-        """What SkyPilot lists, by its own command."""
-        return [c["name"] for c in json.loads(self._run("sky", "status", "--output", "json"))]
+        Fails if two allocations have one cluster's name.
+        """
+        lines = self._run("squeue", "-h", "-t", "R", "-o", "%j %N").splitlines()
+        # SkyPilot adds a hash of the user to the name.
+        jobs = [(name.rpartition("-")[0], nodes) for name, nodes in map(str.split, lines)]
+        ours = [(name, nodes) for name, nodes in jobs if name.startswith(f"{service}-gw-")]
+        assert len(dict(ours)) == len(ours), f"launched twice: {ours}"
+        return dict(ours)
+
+    def nodes(self, service: str) -> list[str]:
+        """The nodes of its one allocation, rank 0's first."""
+        (nodes,) = self.jobs(service).values()
+        return self._run("scontrol", "show", "hostnames", nodes).split()
+
+    def clusters(self, service: str) -> list[str]:
+        """The clusters of a service that SkyPilot lists. (Its own command takes seconds to start.)"""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")   # SkyPilot's
+            import sky
+
+            listed = [c.name for c in sky.get(sky.status(None, refresh=sky.StatusRefreshMode.NONE))]
+        return [name for name in listed if name.startswith(f"{service}-gw-")]
+
+    def table(self, name: str) -> str:
+        """What there is of a service, for people: SkyPilot's clusters and Slurm's allocations."""
+        return f"clusters {self.clusters(name)}, allocations {self.jobs(name)}"
 
     def preempt(self, cluster: str) -> None:
         """Take the machines away, as a spot market would: SkyPilot is not told."""
@@ -96,8 +132,8 @@ class Site:
 class Gateway:
     """`gateway up FILE --provisioner skypilot` on one state dir."""
 
-    def __init__(self, folder: Path, options: tuple[str, ...], yaml: str) -> None:
-        self.folder, self.state, self.options = folder, folder / "state", options
+    def __init__(self, folder: Path, name: str, options: tuple[str, ...], yaml: str) -> None:
+        self.folder, self.name, self.state, self.options = folder, name, folder / "state", options
         self.file = folder / "bed.yaml"
         self.file.write_text(yaml)
         self.process: subprocess.Popen[bytes] | None = None
@@ -107,12 +143,14 @@ class Gateway:
         (self.state / "gateway.json").unlink(missing_ok=True)
         command = [
             sys.executable, "-m", "gateway", "up", str(self.file), "--provisioner", "skypilot",
-            "--state-dir", str(self.state), "--port", "0", "--admin-port", "0", *self.options,
+            "--state-dir", str(self.state), "--port", "0", "--admin-port", "0",
+            "--secret", "HF_TOKEN", *self.options,
         ]  # fmt: skip
         with open(self.folder / "gateway.log", "ab") as log:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder
-            )
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder,
+                env={**os.environ, "HF_TOKEN": HF_TOKEN},
+            )  # fmt: skip
         eventually(self._serves)
 
     def _serves(self) -> bool:
@@ -147,6 +185,23 @@ class Gateway:
         assert self.process is not None
         self.process.kill()
         self.process.wait()
+
+    def logs(self, replica: str, *options: str) -> str:
+        """What `gateway logs` tells of it. Fails if a secret is in it, or in any file kept of it."""
+        told = self.cli("logs", replica, "-n", "100000", *options)
+        assert told.returncode == 0, told.stderr
+        kept = {p: p.read_text(errors="replace") for p in self.state.glob("replicas/*/**/*") if p.is_file()}
+        for what, secret in self.secrets().items():
+            assert secret not in told.stdout, f"{what} is in what `gateway logs` tells"
+            assert [p for p, text in kept.items() if secret in text] == [], f"{what} is in a file"
+        return told.stdout
+
+    def secrets(self) -> dict[str, str]:
+        """What no log may have."""
+        with sqlite3.connect(f"file:{self.state / 'state.db'}?mode=ro", uri=True) as db:
+            ((key,),) = db.execute("SELECT replica_key FROM services").fetchall()
+        pem = (self.state / "tls" / f"{self.name}.pem").read_text()   # the key comes first
+        return {"HF_TOKEN": HF_TOKEN, "the replica's key": key, "the TLS key": pem.splitlines()[1]}
 
     def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "GATEWAY_STATE_DIR": str(self.state), "GATEWAY_ADMIN_URL": self.admin_url}
@@ -207,12 +262,19 @@ def site() -> Site:
 
 @pytest.fixture
 def gateways(tmp_path_factory: pytest.TempPathFactory, site: Site) -> Iterator[Callable[..., Gateway]]:
-    """Makes and starts gateways: `gateway = gateways("--idle-timeout", "3", nodes=2)`."""
+    """Makes and starts gateways: `gateway = gateways("name", "--idle-timeout", "3", nodes=2)`.
+
+    No two tests may use one name: they run side by side on one SkyPilot.
+    """
     made: list[Gateway] = []
 
-    def make(*options: str, nodes: int = 1, before: str = ":") -> Gateway:
-        yaml = YAML.format(root=ROOT, nodes=nodes, before=before)
-        gateway = Gateway(tmp_path_factory.mktemp("gw"), options, yaml)
+    def make(
+        name: str, *options: str, nodes: int = 1, before: str = ":", yaml: str | None = None
+    ) -> Gateway:
+        yaml = yaml or YAML.format(
+            name=name, root=ROOT, here=BED.parent, nodes=nodes, before=before.replace("\n", "\n  ")
+        )
+        gateway = Gateway(tmp_path_factory.mktemp("gw"), name, options, yaml)
         made.append(gateway)
         gateway.start()
         return gateway
@@ -220,25 +282,35 @@ def gateways(tmp_path_factory: pytest.TempPathFactory, site: Site) -> Iterator[C
     yield make
     for gateway in made:
         gateway.clean_up()
-    assert site.clusters() == []
-    assert site.jobs() == {}
+        assert site.clusters(gateway.name) == []
+        assert site.jobs(gateway.name) == {}
 
 
 class Laps:
     """Prints how long things took: the times that the README quotes."""
 
-    def __init__(self) -> None:
+    def __init__(self, test: str) -> None:
+        self._test = test
         self._last = time.monotonic()
+        self._lines: list[str] = []
 
     def __call__(self, what: str) -> None:
         now = time.monotonic()
-        print(f"{now - self._last:7.1f} s  {what}", flush=True)
+        self._lines.append(f"{now - self._last:7.1f} s  {what}")
+        print(self._lines[-1], flush=True)
         self._last = now
+
+    def keep(self) -> None:
+        """In a file that bed.sh prints at the end: under pytest-xdist nothing is shown as it comes."""
+        with open(Path(os.environ["SKYGATE_BED"]) / "run" / "laps", "a") as file:
+            file.write("\n".join([self._test, *self._lines]) + "\n")
 
 
 @pytest.fixture
-def lap() -> Laps:
-    return Laps()
+def lap(request: pytest.FixtureRequest) -> Iterator[Laps]:
+    laps = Laps(request.node.name)
+    yield laps
+    laps.keep()
 
 
 @pytest.fixture(name="eventually")

@@ -19,8 +19,7 @@ from replicas.provisioners.skypilot import SkyPilotProvisioner
 from replicas.spec import Service
 
 from .fake_sky import FakeSky
-
-OWNER = "0badcafe"
+from .owner import OWNER
 
 
 @pytest.fixture

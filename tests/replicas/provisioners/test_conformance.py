@@ -14,7 +14,9 @@ from replicas.provisioners import LaunchError, NoCapacity, Provisioner
 from replicas.provisioners.static import StaticProvisioner
 from replicas.spec import Service
 
-ONE, TWO, THREE = (f"tiny-gw-0badcafe-{n}" for n in (1, 2, 3))
+from .owner import OWNER
+
+ONE, TWO, THREE = (f"tiny-gw-{OWNER}-{n}" for n in (1, 2, 3))
 OTHERS = "tiny-gw-deadbeef-1"
 
 Eventually = Callable[[Callable[[], Awaitable[object]]], Awaitable[None]]
@@ -26,7 +28,7 @@ class World(Protocol):
     service: Service
     capacity: int | None
 
-    def gateway(self, owner: str = "0badcafe") -> Provisioner: ...
+    def gateway(self, owner: str = OWNER) -> Provisioner: ...
     def exists(self, replica_id: str) -> bool: ...
     def starts(self, replica_id: str) -> int: ...
     def die(self, replica_id: str) -> None: ...
@@ -62,11 +64,11 @@ class StaticWorld:
         self.state: Path = request.getfixturevalue("tmp_path")
         self.urls = ["http://10.0.0.5:30000", "10.0.0.6:30000/"]
 
-    def gateway(self, owner: str = "0badcafe") -> Provisioner:
+    def gateway(self, owner: str = OWNER) -> Provisioner:
         return StaticProvisioner(self.urls, self.state, owner)
 
     def exists(self, replica_id: str) -> bool:
-        file = self.state / "static-0badcafe.json"
+        file = self.state / f"static-{OWNER}.json"
         return file.exists() and replica_id in file.read_text()
 
     def starts(self, replica_id: str) -> int:
@@ -229,7 +231,9 @@ async def test_another_gateways_replicas_are_neither_seen_nor_ended(world: World
     await theirs.terminate(OTHERS)
 
 
-@pytest.mark.parametrize("name", ["r1-A100", OTHERS, "tiny-gw-0badcafe-"])
+@pytest.mark.parametrize(
+    "name", ["r1-A100", OTHERS, f"tiny-gw-{OWNER}-"], ids=["by hand", "of another", "without a number"]
+)
 async def test_names_that_are_not_ours_are_never_launched(world: World, name: str) -> None:
     provisioner = world.gateway()
     with pytest.raises(LaunchError):
@@ -263,11 +267,11 @@ async def test_no_capacity_is_worth_asking_again(world: World) -> None:
         pytest.skip("as many as the machine, or SkyPilot, lets us have")
     provisioner = world.gateway()
     for n in range(world.capacity):
-        await provisioner.launch(f"tiny-gw-0badcafe-{n + 1}", world.service, {})
+        await provisioner.launch(f"tiny-gw-{OWNER}-{n + 1}", world.service, {})
     with pytest.raises(NoCapacity):
         await provisioner.launch(THREE, world.service, {})
     await provisioner.terminate(ONE)
-    await provisioner.launch("tiny-gw-0badcafe-4", world.service, {})
+    await provisioner.launch(f"tiny-gw-{OWNER}-4", world.service, {})
 
 
 async def test_launch_and_terminate_at_the_same_moment_leave_nothing_unseen(world: World) -> None:

@@ -20,8 +20,8 @@ else
   mount -t tmpfs cg /sys/fs/cgroup
   mkdir /sys/fs/cgroup/freezer
   mount -t cgroup -o freezer cg /sys/fs/cgroup/freezer
-  mkdir -p "/sys/fs/cgroup/freezer/skybed-$host"
-  mount --bind "/sys/fs/cgroup/freezer/skybed-$host" /sys/fs/cgroup/freezer
+  mkdir -p "/sys/fs/cgroup/freezer/skybed/$host"
+  mount --bind "/sys/fs/cgroup/freezer/skybed/$host" /sys/fs/cgroup/freezer
   until [ -S "$BED/run/munge/sock" ]; do sleep 0.05; done
   slurmd -D -N "$host" -f "$BED/etc/slurm.conf" &
 fi
