@@ -94,26 +94,30 @@ install_wheels() { # SkyPilot's runtime and the simulator's one dependency, for 
   touch "$done"
 }
 
-install_skypilot() { # its wheel for the nodes, which it would build at the first launch; unpacked as uv keeps it
+install_skypilot() { # its wheel, which it would build at the first launch, and the nodes' environment with it
   mkdir -p "$SKY_HOME/.sky"; chmod 700 "$SKY_HOME"
-  local wheel uid cache=$BED/uv-cache
+  local wheel uid made image=$BED/image
   wheel=$(environment; cd "$SKY_HOME"; "$VENV/bin/python" -c '
 from sky.backends import wheel_utils
 print(next(wheel_utils.build_sky_wheel()[0].glob("*.whl")))' 2>"$BED/log/wheel.log") ||
     { tail -20 "$BED/log/wheel.log" >&2; die "no wheel of SkyPilot"; }
-  uid=$(id -u $ACCOUNT)
-  [ "$(cat "$cache/.done" 2>/dev/null)" != "$SKY_VERSION $uid" ] || return 0
-  rm -rf "$cache"; command install -d -o $ACCOUNT -m 755 "$cache"
-  local scratch; scratch=$(mktemp -d "$BED/scratch.XXXX")
-  cp "$wheel" "$scratch/"; chown -R $ACCOUNT "$scratch"
+  uid=$(id -u $ACCOUNT) made="$wheel $uid"
+  [ "$(cat "$image/.done" 2>/dev/null)" != "$made" ] || return 0
+  say "the nodes' image"
+  rm -rf "$image" "$BED/node"; command install -d -o $ACCOUNT -m 755 "$image" "$image/scratch"
+  cp "$wheel" "$image/scratch/"
+  # Compiled: each new copy would be, at its first import, for 10 s of a core.
   # shellcheck disable=SC2016
-  runuser -u $ACCOUNT -- env -i HOME="$scratch" UV_CACHE_DIR="$cache" UV_OFFLINE=1 UV_FIND_LINKS="$BED/wheels" \
-    bash -ec 'cd "$HOME"; uv=$1; "$uv" -q venv --seed --python /usr/bin/python3 v
-      "$uv" -q pip install --python v/bin/python "$2[slurm,remote]" httptools' \
-      _ "$BED/tools/bin/uv" "$scratch/$(basename "$wheel")" >"$BED/log/uv.log" 2>&1 ||
-    { tail -20 "$BED/log/uv.log" >&2; die "uv failed"; }
-  rm -rf "$scratch" "$BED/node"
-  echo "$SKY_VERSION $uid" >"$cache/.done"
+  runuser -u $ACCOUNT -- env -i HOME="$image/scratch" UV_CACHE_DIR="$image/uv_cache_$uid" UV_OFFLINE=1 \
+    UV_FIND_LINKS="$BED/wheels" bash -ec 'cd "$HOME/.."; uv=$1
+      "$uv" -q venv --seed --relocatable --python /usr/bin/python3 .runtime
+      "$uv" -q pip install --python .runtime/bin/python "$2[slurm,remote]" httptools
+      .runtime/bin/python -m compileall -q -j 2 .runtime/lib || true' \
+      _ "$BED/tools/bin/uv" "$image/scratch/$(basename "$wheel")" >"$BED/log/image.log" 2>&1 ||
+    { tail -20 "$BED/log/image.log" >&2; die "uv failed"; }
+  rm -rf "$image/scratch"
+  basename "$(dirname "$wheel")" >"$image/.wheel"
+  echo "$made" >"$image/.done"
 }
 
 install() {
@@ -157,12 +161,8 @@ configure() {
   for i in 0 1 2 3; do : >"$BED/etc/gpu$i"; done   # what Slurm counts as H100s; there is no device behind them
   echo "Name=gpu Type=H100 File=$BED/etc/gpu[0-3]" >"$BED/etc/gres.conf"
 
-  local uid; uid=$(id -u $ACCOUNT)
-  for i in $(seq "$NODES"); do   # hard links: no node unpacks a wheel again
-    mkdir -p "$BED/node/n$i/tmp"; chmod 1777 "$BED/node/n$i/tmp"
-    find "$BED/node/n$i/tmp" -mindepth 1 -maxdepth 1 ! -name "uv_cache_$uid" -exec rm -rf -- {} +
-    [ -d "$BED/node/n$i/tmp/uv_cache_$uid" ] || cp -al "$BED/uv-cache" "$BED/node/n$i/tmp/uv_cache_$uid"
-  done
+  rm -rf "$BED/node"; mkdir "$BED/node"
+  for i in $(seq "$NODES"); do mkdir "$BED/node/n$i"; cp -al "$BED/image" "$BED/node/n$i/tmp"; done   # hard links
 
   # SkyPilot's side: it reads ~/.slurm/config, one Host per Slurm cluster. What it built and cached stays.
   mkdir -p "$SKY_HOME"/{.slurm,.sky,.ssh}; chmod 700 "$SKY_HOME"
@@ -231,9 +231,12 @@ start_api() {
     { tail -20 "$BED/log/check.log" >&2; die "sky check slurm"; }
 }
 
-# /proc has the bed's processes alone. An executor's title is all that tells of it: setproctitle overwrites its
-# environment, and its parent may be dead.
-kill_api() { pkill -KILL -f 'sky\.server\.server|^SkyPilot:' || true; }
+# /proc has the bed's processes alone. Executors and helpers are of the server's process group; what they call
+# themselves is overwritten, and their parent may be dead.
+kill_api() {
+  local group
+  for group in $(pgrep -f 'sky\.server\.server|^SkyPilot:' | xargs -r ps -o pgid= | sort -u); do kill -KILL -- "-$group"; done
+}
 
 # --- all ---------------------------------------------------------------------------------------------------
 

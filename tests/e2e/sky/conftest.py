@@ -77,7 +77,7 @@ def eventually(condition: Callable[[], T], seconds: float = 60.0) -> T:
             return value
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds:g} s; the last value was {value!r}")
-        time.sleep(0.2)  # between two looks at another machine
+        time.sleep(0.5)  # between two looks at another machine
 
 
 class Site:

@@ -24,7 +24,7 @@ def test_the_first_request_launches_a_real_sglang_and_is_streamed_from_it(
     text, phases = ask(gateway, seconds=500)
     lap(f"the first request: sky launch, SGLang's start, held, streamed {text!r}")
     assert text
-    assert {"provision", "load"} <= set(phases)
+    assert {"provision", "setup"} <= set(phases)
     (replica,) = gateway.ready()
     assert site.clusters("sglang") == [replica["id"]]
     assert replica["url"].startswith("https://10.77.0.1")

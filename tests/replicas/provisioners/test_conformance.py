@@ -175,6 +175,8 @@ async def test_a_second_launch_of_a_live_id_does_nothing(world: World, eventuall
 
 
 async def test_what_was_terminated_is_gone_when_terminate_returns(world: World) -> None:
+    if isinstance(world, BedWorld):
+        pytest.skip("a minute, and the next gateway's case has the same there")
     provisioner = world.gateway()
     await provisioner.launch(ONE, world.service, {})
     await provisioner.terminate(ONE)
@@ -185,6 +187,8 @@ async def test_what_was_terminated_is_gone_when_terminate_returns(world: World) 
 async def test_terminating_what_is_not_there_is_success(world: World) -> None:
     provisioner = world.gateway()
     await provisioner.terminate(ONE)
+    if isinstance(world, BedWorld):
+        pytest.skip("a minute for the rest, which the next gateway's case has there")
     await provisioner.launch(TWO, world.service, {})
     await provisioner.terminate(TWO)
     await provisioner.terminate(TWO)
@@ -217,6 +221,7 @@ async def test_the_next_gateway_finds_and_ends_what_the_last_one_launched(world:
     second = world.gateway()
     assert (await second.instances())[ONE].alive
     await second.launch(ONE, world.service, {})
+    await second.terminate(ONE)
     await second.terminate(ONE)
     assert await second.instances() == {}
     assert not world.exists(ONE)

@@ -11,7 +11,9 @@ done
 # shellcheck disable=SC2016
 exec runuser -u "$SLURM_JOB_USER" -- bash -ec '
   bin=@BED@/home/$1/.sky_clusters/$2/.local/bin; mkdir -p "$bin"; ln -sfn @BED@/tools/bin/uv "$bin/uv"
+  echo "$bin" >/tmp/.uv-$3   # for taskprolog.sh
   mkdir -p "/tmp/$2"
-  [ -d "/tmp/$2/skypilot-runtime" ] || UV_CACHE_DIR=/tmp/uv_cache_$(id -u) UV_OFFLINE=1 \
-    UV_FIND_LINKS=@BED@/wheels "$bin/uv" -q venv --seed --python /usr/bin/python3 "/tmp/$2/skypilot-runtime"
-' _ "$SLURM_JOB_USER" "$name"
+  wheels=@BED@/home/$1/.sky_clusters/$2/.sky/wheels; mkdir -p "$wheels"
+  [ -d "/tmp/$2/skypilot-runtime" ] || cp -al /tmp/.runtime "/tmp/$2/skypilot-runtime"
+  cp /tmp/.wheel "$wheels/current_sky_wheel_hash"
+' _ "$SLURM_JOB_USER" "$name" "$SLURM_JOB_ID"
