@@ -36,7 +36,9 @@ die() { say "$*"; exit 1; }
 environment() { # of everything that talks to the bed's SkyPilot
   export SKYGATE_BED=$BED HOME=$SKY_HOME SKYPILOT_API_SERVER_LOCAL_PORT=$API_PORT PATH=$VENV/bin:$PATH
   export SKYPILOT_DISABLE_USAGE_COLLECTION=1 SLURM_CONF=$BED/etc/slurm.conf
-  unset SKYPILOT_API_SERVER_ENDPOINT TMPDIR
+  # `import sky` takes 4 s of a core where nothing compiled is kept, and each command and process does it.
+  export PYTHONPYCACHEPREFIX=$BED/pycache
+  unset SKYPILOT_API_SERVER_ENDPOINT TMPDIR PYTHONDONTWRITEBYTECODE
 }
 
 possible() { # what is missing here, a line each; nothing is installed to find out
