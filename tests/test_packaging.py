@@ -102,6 +102,7 @@ def test_ci_runs_the_bed_where_it_is_possible_and_says_so_where_it_is_not(
     for path, text in {
         ".ci/run": (ROOT / ".ci" / "run").read_text(),
         "tests/e2e/sky/bed.sh": f"#!/bin/sh\n{possible}\n",
+        ".venv/bin/python": "#!/bin/sh\nexit 1\n",   # no SGLang
         "bin/make": f'#!/bin/sh\necho "$1" >>made\n[ "$1" != "{make_fails_at}" ] || exit 2\n',
     }.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)

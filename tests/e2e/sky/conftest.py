@@ -187,10 +187,10 @@ class Gateway:
         self.process.wait()
 
     def logs(self, replica: str, *options: str) -> str:
-        """What `gateway logs` tells of it. Fails if a secret is in it, or in any file kept of it."""
+        """What `gateway logs` tells of it. Fails if a secret is in it, or in any log kept of any replica."""
         told = self.cli("logs", replica, "-n", "100000", *options)
         assert told.returncode == 0, told.stderr
-        kept = {p: p.read_text(errors="replace") for p in self.state.glob("replicas/*/**/*") if p.is_file()}
+        kept = {p: p.read_text(errors="replace") for p in self.state.glob("replicas/**/*.log")}
         for what, secret in self.secrets().items():
             assert secret not in told.stdout, f"{what} is in what `gateway logs` tells"
             assert [p for p, text in kept.items() if secret in text] == [], f"{what} is in a file"

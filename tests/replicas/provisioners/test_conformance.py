@@ -108,7 +108,9 @@ class BedWorld:
         )
 
     def exists(self, replica_id: str) -> bool:
-        jobs = subprocess.run(["squeue", "-h", "-o", "%j"], capture_output=True, text=True, check=True).stdout
+        # Not those that Slurm is ending already.
+        command = ["squeue", "-h", "-t", "PENDING,CONFIGURING,RUNNING,SUSPENDED", "-o", "%j"]
+        jobs = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         return any(job.startswith(f"{replica_id}-") for job in jobs.split())
 
     def starts(self, replica_id: str) -> int:
