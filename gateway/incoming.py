@@ -148,8 +148,8 @@ class Client:
             self.watch()
 
     def feed(self, data: bytes) -> None:
-        """Bytes of the body; those of a refused request are dropped."""
-        if self.response_complete or self.disconnected:
+        """Bytes of the body; those of a refused request are dropped, and of what is refused behind this one."""
+        if self.response_complete or self.disconnected or not self.more_body:
             return
         self._size += len(data)
         if self._size > self._limit:
@@ -169,6 +169,8 @@ class Client:
 
     def complete(self) -> None:
         """The body has ended."""
+        if not self.more_body:  # that of another, which was refused behind this one
+            return
         self.more_body = False
         self._disarm()
         if self.response_complete:

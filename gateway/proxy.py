@@ -195,7 +195,9 @@ class Exchange:
 
     def _refuse(self, error: Exception) -> None:
         """A request that ends before it has a task."""
-        self._account(self._failed(error))
+        end = self._failed(error)
+        self._let_go()
+        self._account(end)
 
     def _arrive(self) -> tuple[Upstreams, Lease]:
         """It is accepted."""

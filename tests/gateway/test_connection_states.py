@@ -155,6 +155,45 @@ async def test_what_comes_behind_a_running_request_and_is_no_http_is_not_answere
     await rig.quiet()
 
 
+@pytest.mark.parametrize(
+    ("behind", "together"),
+    [
+        (b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n", True),
+        (b"Content-Length: 5\r\n" + b"X-Much: %b\r\n" % (b"x" * 4000) * 20 + b"\r\nhello", False),
+    ],
+    ids=["an upgrade", "a head without measure"],
+)
+async def test_what_is_refused_behind_a_running_request_is_no_second_end_of_its_body(
+    rig: Rig, behind: bytes, together: bool
+) -> None:
+    behind = f"POST {PATH} HTTP/1.1\r\nHost: t\r\n".encode() + behind
+    running = asyncio.Event()
+
+    async def holds(peer: Peer) -> None:
+        if peer.number == 0:
+            await peer.send(ANSWER)
+            return
+        running.set()
+        await peer.gone.wait()
+
+    async with Scripted(holds) as replica:
+        rig.publish(replica.url)
+        await rig.acked()
+        assert (await rig.client.post(PATH, json=chat())).status_code == 200  # a pooled connection
+        got = await connect(rig)
+        if together:
+            got.writer.write(post(chat()) + behind)
+        else:
+            got.writer.write(post(chat()))
+            await running.wait()
+            got.writer.write(behind)
+        assert await got.rest() == b""
+        await got.close()
+        await rig.quiet()
+        assert len(replica.requests) == 2
+        assert not rig.servers[0].server_state.tasks
+
+
 async def test_requests_that_are_refused_and_not_read_take_no_memory_and_are_cut(rigs: Rigs) -> None:
     rig = await rigs(write_timeout=1)
     got = await connect(rig)
