@@ -236,8 +236,9 @@ def is_complete(tail: bytes, endpoint: Endpoint) -> bool:
     return endpoint.end.search(tail) is not None
 
 
-_TOKENS_IN = re.compile(rb'"(?:prompt|input)_tokens":\s*(\d+)')
-_TOKENS_OUT = re.compile(rb'"(?:completion|output)_tokens":\s*(\d+)')
+# No more digits than a counter takes: a replica may say anything.
+_TOKENS_IN = re.compile(rb'"(?:prompt|input)_tokens":\s*(\d{1,12})\b')
+_TOKENS_OUT = re.compile(rb'"(?:completion|output)_tokens":\s*(\d{1,12})\b')
 
 
 def usage(tail: bytes) -> tuple[int | None, int | None]:

@@ -34,7 +34,8 @@ class Slot:
     """One child's place: the process may change, role and index do not. Mutable, by the supervisor alone.
 
     `index`: a worker's row of the board. `listener`: its socket, which a successor shares. `serves`: the
-    process has said so. `leaving`: it is not started again when it ends. `retiring`: a successor serves.
+    process has said so. `behind`: keys and limits changed before it did. `leaving`: it is not started again
+    when it ends. `retiring`: a successor serves.
     """
 
     role: Role
@@ -47,6 +48,7 @@ class Slot:
     exit_code: int | None = None
     ready_fd: int | None = None
     serves: bool = False
+    behind: bool = False
     leaving: bool = False
     retiring: bool = False
 

@@ -141,8 +141,6 @@ class Supervisor:
     def _watch(self) -> int:
         while not self.ending:
             self.attend(None)
-            if self._reloads:
-                self._reload()
             if self._restarts:
                 self._restart()
         return self._stop()
@@ -156,6 +154,8 @@ class Supervisor:
         for slot in self.slots:
             if slot.restart_at is not None and slot.restart_at <= now and not self.ending:
                 self.start(slot)
+        if self._reloads and not self.ending:
+            self._reload()
 
     def _reload(self) -> None:
         """Keys and limits of the files; what cannot be in force as a whole changes nothing."""
@@ -171,7 +171,9 @@ class Supervisor:
         self._write_news()
         for slot in self.slots:
             if slot.role == "worker":
-                slot.send(signal.SIGHUP)
+                slot.behind = not slot.serves  # a process that cannot hear it yet would die of the signal
+                if slot.serves:
+                    slot.send(signal.SIGHUP)
         self._say(f"SIGHUP: keys and limits read again, {len(self.settings.api_key)} keys")
 
     def _write_news(self) -> None:
@@ -256,7 +258,7 @@ class Supervisor:
     def start(self, slot: Slot) -> None:
         listener = slot.listener.fileno()
         slot.ready_fd, ready_w = os.pipe()
-        slot.serves = False
+        slot.serves = slot.behind = False
         news = self._news.fileno()
         child = Child(self.settings, slot.index, listener, self._alive_r, self._lock_fd, ready_w, news)
         ours = {row.env for row in SETTINGS}
@@ -293,6 +295,9 @@ class Supervisor:
             if slot.ready_fd in ready:
                 slot.serves = bool(os.read(slot.ready_fd, 1))
                 _close_ready(slot)
+                if slot.serves and slot.behind:
+                    slot.behind = False
+                    slot.send(signal.SIGHUP)
         for slot in list(self.slots):
             if slot.process is not None and slot.process.poll() is not None:
                 self._reap(slot, slot.process.returncode)

@@ -457,6 +457,7 @@ def test_a_recorded_stream_is_complete_and_without_its_last_event_it_is_not(name
         (b'"usage":{"prompt_tokens":1,"completion_tokens":1},"usage":{"prompt_tokens":2}', (2, None)),
         (b'"content":"\\"usage\\":{\\"prompt_tokens\\":9}"', (None, None)),
         (b"", (None, None)),
+        (b'"usage":{"prompt_tokens":1%b,"completion_tokens":-1}' % (b"0" * 400), (None, None)),
     ],
 )
 def test_usage_is_read_from_the_last_bytes(tail: bytes, tokens: tuple[int | None, int | None]) -> None:

@@ -87,6 +87,40 @@ def test_a_hangup_is_no_stop_and_says_what_it_wants(start: Start) -> None:
     assert "nothing to read again, without --api-keys-file and --limits-file" in said
 
 
+# Serves once the file `go` is there; hears a SIGHUP only then.
+LATE = """
+note(f"worker {child.index} started")
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+while not (home / "go").exists():
+    time.sleep(0.02)
+signal.signal(signal.SIGHUP, lambda *_: note(f"{child.news().max_body} bytes"))
+child.serves()
+while True:
+    time.sleep(60)
+"""
+
+
+def test_a_worker_that_still_starts_hears_of_a_hangup_when_it_serves_and_does_not_die_of_it(
+    start: Start, tmp_path: Path
+) -> None:
+    limits = tmp_path / "limits"
+    limits.write_text("max-body=1000")
+    gateway = start(worker=LATE, limits_file=limits)
+    gateway.started(2)
+    limits.write_text("max-body=2000")
+    gateway.process.send_signal(signal.SIGHUP)
+    assert gateway.process.stderr is not None
+    while "read again" not in gateway.process.stderr.readline():
+        pass
+    (gateway.home / "go").touch()
+    gateway.until(lambda: "2000 bytes" in gateway.notes())
+    limits.write_text("max-body=3000")
+    gateway.process.send_signal(signal.SIGHUP)
+    gateway.until(lambda: "3000 bytes" in gateway.notes())
+    assert gateway.end()[0] == 0
+    assert gateway.notes().count("worker 0 started") == 1
+
+
 def test_the_hangup_of_a_terminal_that_is_closed_stops(tmp_path: Path) -> None:
     master, slave = pty.openpty()
     code = {"worker": PRELUDE + WORKER, "controller": PRELUDE + CONTROLLER}

@@ -77,7 +77,8 @@ import json, sys
 from gateway.settings import make
 from gateway.supervisor import Supervisor
 given = json.loads(sys.argv[1])
-settings = make(state_dir=given["home"], port=0, admin_port=0, workers=given["workers"], drain_timeout=2)
+of = {"workers": given["workers"], "limits_file": given.get("limits_file")}
+settings = make(state_dir=given["home"], port=0, admin_port=0, drain_timeout=2, **of)
 commands = {role: [sys.executable, "-c", code] for role, code in given["code"].items()}
 sys.exit(Supervisor(settings, ("svc",), end_replicas=given["end_replicas"], commands=commands).run())
 """
@@ -86,12 +87,21 @@ sys.exit(Supervisor(settings, ("svc",), end_replicas=given["end_replicas"], comm
 class Gateway:
     """A supervisor process with stub children, and what can be seen of it from outside."""
 
-    def __init__(self, home: Path, worker: str, controller: str, workers: int, end_replicas: bool) -> None:
+    def __init__(
+        self,
+        home: Path,
+        worker: str,
+        controller: str,
+        workers: int,
+        end_replicas: bool,
+        limits_file: Path | None = None,
+    ) -> None:
         self.home = home
         given = {
             "home": str(home),
             "workers": workers,
             "end_replicas": end_replicas,
+            "limits_file": limits_file and str(limits_file),
             "code": {"worker": PRELUDE + worker, "controller": PRELUDE + controller},
         }
         self.process = subprocess.Popen(
@@ -134,9 +144,14 @@ def start(tmp_path: Path) -> Iterator[Start]:
     gateways: list[Gateway] = []
 
     def make(
-        worker: str = WORKER, controller: str = CONTROLLER, workers: int = 1, end_replicas: bool = False
+        worker: str = WORKER,
+        controller: str = CONTROLLER,
+        workers: int = 1,
+        end_replicas: bool = False,
+        limits_file: Path | None = None,
     ) -> Gateway:
-        gateways.append(Gateway(tmp_path / "state", worker, controller, workers, end_replicas))
+        home = tmp_path / "state"
+        gateways.append(Gateway(home, worker, controller, workers, end_replicas, limits_file))
         return gateways[-1]
 
     yield make
