@@ -148,7 +148,7 @@ class Client:
             self.watch()
 
     def feed(self, data: bytes) -> None:
-        """Bytes of the body; those of a refused request are dropped, and of what is refused behind this one."""
+        """Bytes of the body; those of a refused request are dropped, and of one behind this one."""
         if self.response_complete or self.disconnected or not self.more_body:
             return
         self._size += len(data)
