@@ -82,7 +82,7 @@ class Attendant(threading.Thread):
         while self.ended is None and not self._gone.is_set():
             try:
                 self.ended = self._follow(lines)
-            except Exception as error:   # of any kind; whether it exists is for `instances` to tell
+            except (Exception, SystemExit) as error:   # of any kind; whether it exists is for `instances`
                 log.info("%s: %s", self._cluster, keeping.mask(self._directory)(str(error)))
             if self.ended is None:
                 self._gone.wait(PAUSE_SECONDS)

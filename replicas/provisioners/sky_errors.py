@@ -26,6 +26,17 @@ _AWAY: Final = (   # the API server, or our way to it: asked again, and nothing 
     "RequestInterruptedError",   # it restarts, and will not go on with the launch
     "ClientError",
 )
+# SkyPilot's server calls any error that is neither Python's nor its own a CloudError (sky/exceptions.py:
+# wrap_exception): of these packages, or with these words, it says nothing of what we asked for.
+_PLUMBING: Final = frozenset(
+    "aiohttp anyio asyncpg concurrent filelock grpc http httpx psycopg2 requests socket sqlalchemy sqlite3 ssl"
+    " urllib3 websockets".split()
+)
+_PASSING: Final = re.compile(
+    r"Connect|Timeout|Timed ?out|Endpoint\w*Error|Unavailable|Throttl|RequestLimitExceeded|TooManyRequests"
+    r"|Rate ?limit|RATE_LIMIT|InternalServerError|IncompleteRead",
+    re.IGNORECASE,
+)
 _NO_SUCH_REQUEST: Final = "Failed to get request "   # a RuntimeError, sky/client/sdk.py: ids die with it
 _NEVER: Final = ("NotSupportedError", "ProvisionUnsupportedError")   # spot, several nodes, on a cloud without
 _SET_UP: Final = ("CommandError", "ClusterSetUpError")
@@ -64,7 +75,16 @@ def _unavailable(exceptions: Any, error: Any) -> LaunchError:
     return Infeasible(said) if all(never) else NoCapacity(said)
 
 
+def is_passing(exceptions: Any, error: Exception) -> bool:
+    """Whether it is a CloudError about the network, a rate limit or SkyPilot's own database."""
+    if not isinstance(error, exceptions.CloudError):
+        return False
+    return error.cloud_provider in _PLUMBING or _PASSING.search(str(error)) is not None
+
+
 def _permanent(exceptions: Any, error: Exception) -> bool:
+    if is_passing(exceptions, error):
+        return False
     if isinstance(error, _classes(exceptions, _PERMANENT)):
         return True
     # Of Python's own or SkyPilot's: `requests` calls an answer that is no JSON a ValueError too.
@@ -78,6 +98,7 @@ def is_away(exceptions: Any, error: Exception) -> bool:
     outside = type(error).__module__.partition(".")[0] in ("requests", "urllib3", "http")
     return (
         outside
+        or is_passing(exceptions, error)
         or isinstance(error, (*_classes(exceptions, _AWAY), OSError))
         or (isinstance(error, RuntimeError) and str(error).startswith(_NO_SUCH_REQUEST))
     )

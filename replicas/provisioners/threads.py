@@ -27,8 +27,11 @@ async def in_thread(work: Callable[[], T]) -> T:
     def run() -> None:
         try:
             value = work()
+        except (SystemExit, KeyboardInterrupt) as error:   # SkyPilot hands on what ended its own process
+            end = RuntimeError(f"SkyPilot's own process was ended: {type(error).__name__} {error}".rstrip())
+            outcome: tuple[Callable[[Any], None], Any] = (future.set_exception, end)
         except BaseException as error:
-            outcome: tuple[Callable[[Any], None], Any] = (future.set_exception, error)
+            outcome = (future.set_exception, error)
         else:
             outcome = (future.set_result, value)
         if not loop.is_closed():

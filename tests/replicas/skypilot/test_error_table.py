@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -32,6 +33,10 @@ AWAY = (
     "RequestInterruptedError",
     "ClientError",
     "RequestCancelled",  # by somebody else
+    "requests error (ConnectionError)",
+    "sqlalchemy error (OperationalError)",
+    "botocore error (EndpointConnectionError)",
+    "SystemExit",  # SkyPilot's server sends on what ended its worker
     "404",
     "not JSON",
 )
@@ -42,6 +47,11 @@ def make(world: Any, name: str, says: str = "as SkyPilot says") -> Exception:
         return ValueError(says)
     if name == "404":
         return RuntimeError("Failed to get request 0b7f: 404 {'detail': \"Request '0b7f' not found\"}")
+    if name == "SystemExit":
+        return SystemExit(1)  # type: ignore[return-value]  # it is raised as any other
+    if match := re.fullmatch(r"(\w+) error \((\w+)\)", name):  # sky/exceptions.py: wrap_exception
+        wrapped: Exception = world.sky.exceptions.CloudError(says, *match.groups())
+        return wrapped
     if name == "not JSON":  # a proxy's page in place of an answer; a ValueError by its class
         return requests.exceptions.JSONDecodeError("Expecting value", "<html>", 0)
     error: Exception = world.sky.error(name, says)
