@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 LIMIT: Final = 7200.0   # s
 ARM_SECONDS: Final = 600.0
 AGAIN_SECONDS: Final = 60.0   # after one that failed
-HUNG_SECONDS: Final = 300.0   # an order that has no answer by then has none
+HUNG_SECONDS: Final = 300.0   # an order that has no answer by then has none; doubling, so that few wait
+HUNG_MOST: Final = 1800.0
 FILE: Final = "dead-man.json"
 
 
@@ -42,6 +43,7 @@ class _Timer:
     none: bool = False
     due: float = float("-inf")   # the next order
     failed: bool = False
+    unanswered: int = 0   # orders in a row
 
 
 class DeadMan:
@@ -101,9 +103,11 @@ class DeadMan:
         for id in ids:
             with self._lock:
                 timer = self._timer(id)
-                if now < timer.due:
+                # No pause is longer: the clock was set back, and the cluster's own was not.
+                if now < timer.due and (timer.none or timer.due - now <= HUNG_MOST):
                     continue
-                timer.due = now + HUNG_SECONDS
+                timer.due = now + min(HUNG_MOST, HUNG_SECONDS * 2.0 ** min(timer.unanswered, 16))
+                timer.unanswered += 1
             self._spawn(functools.partial(self._arm, sky, id, now), "skypilot dead-man")
 
     def _arm(self, sky: Sky, id: str, now: float) -> None:
@@ -115,6 +119,7 @@ class DeadMan:
             with self._lock:
                 timer = self._timer(id)
                 first, timer.failed, timer.due = not timer.failed, True, self._clock() + AGAIN_SECONDS
+                timer.unanswered = 0
             if first:
                 log.warning("%s: its dead-man's timer could not be armed again: %s", id, error)
         else:

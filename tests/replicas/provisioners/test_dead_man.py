@@ -83,6 +83,28 @@ def test_an_order_without_an_answer_is_given_again_in_time(timers: Any, fake_sky
     assert len(hung) == 2
 
 
+def test_few_orders_wait_for_a_skypilot_that_never_answers(timers: Any, fake_sky: Any, clock: Any) -> None:
+    kept = timers()
+    hung: list[Callable[[], object]] = []
+    kept._spawn = lambda work, name: hung.append(work)
+    for _ in range(24 * 60):
+        kept.keep(fake_sky, [ID])
+        clock.now += 60.0
+    assert 48 <= len(hung) <= 52   # in a day; each holds a thread
+
+
+def test_a_clock_that_is_set_back_puts_no_order_off(timers: Any, fake_sky: Any, clock: Any) -> None:
+    """The cluster's own clock runs on: by ours it would be armed when it has ended itself."""
+    kept = timers()
+    kept.keep(fake_sky, [ID])
+    clock.now -= 7200.0
+    for _ in range(600):
+        kept.keep(fake_sky, [ID])
+        clock.now += 1.0
+    assert len(fake_sky.armed) == 2
+    assert kept.acts_at(ID) <= clock.now + 7200
+
+
 def test_a_cloud_without_autodown_has_none_and_is_not_asked_again(
     timers: Any, fake_sky: Any, clock: Any
 ) -> None:
