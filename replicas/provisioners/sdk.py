@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 ENDPOINT = "SKYPILOT_API_SERVER_ENDPOINT"   # a person says which API server
 NO_SERVER = "SKYPILOT_DISABLE_LOCAL_API_SERVER"   # no local one may be started
 START_SECONDS = 120.0   # an API server starts in 7 to 15 s; on a busy machine SkyPilot itself waits a minute
+KEEP_ALIVE: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}   # s, s, times
 _FORBIDDEN = os.environ.get(NO_SERVER, "").lower() in ("true", "1")   # before import_sky says so, too
 
 
@@ -63,11 +65,26 @@ def import_sky() -> Sky:
     logging.getLogger("alembic").setLevel(logging.WARNING)   # its tables' migrations
     import sky
     from sky.client import sdk
+    from sky.server import rest
 
+    # SkyPilot waits for answers without a limit: through a firewall that has forgotten us, for ever.
+    rest.adapter.poolmanager.connection_pool_kw["socket_options"] = _socket_options()
     sky.tail_provision_logs = sdk.tail_provision_logs   # the only one of ours that it does not export
     # `api_status` complains of an old server in every thread that has not asked another thing before.
     logging.getLogger("sky.client.sdk").addFilter(lambda record: "flag is ignored" not in record.getMessage())
     return sky  # type: ignore[no-any-return]
+
+
+def _socket_options() -> list[Any]:
+    """urllib3's own, and those that find out after two minutes that the other end is gone without a word."""
+    from urllib3.connection import HTTPConnection
+
+    tcp = [(getattr(socket, name, None), value) for name, value in KEEP_ALIVE.items()]
+    return [
+        *HTTPConnection.default_socket_options,
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        *((socket.IPPROTO_TCP, option, value) for option, value in tcp if option is not None),
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,9 +28,9 @@ _AWAY: Final = (   # the API server, or our way to it: asked again, and nothing 
 )
 # SkyPilot's server calls any error that is neither Python's nor its own a CloudError (sky/exceptions.py:
 # wrap_exception): of these packages, or with these words, it says nothing of what we asked for.
-_PLUMBING: Final = frozenset(
-    "aiohttp anyio asyncpg concurrent filelock grpc http httpx psycopg2 requests socket sqlalchemy sqlite3 ssl"
-    " urllib3 websockets".split()
+_PLUMBING: Final = re.compile(
+    r"aiohttp|anyio|asyncpg|concurrent|filelock|grpc|http|httpx|psycopg2|requests|socket|sqlalchemy|sqlite3|ssl"
+    r"|urllib3|websockets"
 )
 _PASSING: Final = re.compile(
     r"Connect|Timeout|Timed ?out|Endpoint\w*Error|Unavailable|Throttl|RequestLimitExceeded|TooManyRequests"
@@ -79,7 +79,7 @@ def is_passing(exceptions: Any, error: Exception) -> bool:
     """Whether it is a CloudError about the network, a rate limit or SkyPilot's own database."""
     if not isinstance(error, exceptions.CloudError):
         return False
-    return error.cloud_provider in _PLUMBING or _PASSING.search(str(error)) is not None
+    return bool(_PLUMBING.fullmatch(error.cloud_provider) or _PASSING.search(str(error)))
 
 
 def _permanent(exceptions: Any, error: Exception) -> bool:

@@ -14,9 +14,10 @@ What SkyPilot 0.14.1 does and a reader would not expect:
 """
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
 
 REFRESH_SECONDS = 20.0   # so a preemption is noticed within this, plus a tick
 PRICE_SECONDS = 60.0     # between two looks at what a cluster that is not ours costs
+LOOK_SECONDS = 10.0      # that a look waits for the one before
+HUNG_SECONDS = 300.0     # after which that one is not waited for any more; doubling, as each holds a thread
+HUNG_MOST = 3600.0
 DOWN_SECONDS = 600.0     # from the first `down` to giving up for now
 DOWN_PAUSE_SECONDS = 5.0
 
@@ -84,6 +88,8 @@ class SkyPilotProvisioner:
         self._saved: set[str] = set()   # whose logs were saved before their down
         # Mutable by `instances` alone, one at a time.
         self._looking = threading.Lock()
+        self._look_begun = float("-inf")
+        self._hung = 0   # looks in a row that were given up
         self._refreshed = float("-inf")
         self._others: list[Any] = []   # clusters of the last look
         self._prices: dict[str, tuple[float, float | None]] = {}   # of those, and when it was looked up
@@ -187,16 +193,19 @@ class SkyPilotProvisioner:
             keeping.save(sky, replica_id, self._root / replica_id, followed=followed)
 
     def _instances(self, fresh: Collection[str]) -> dict[str, Instance]:
-        with self._looking:
+        with self._one_look() as lock:
             try:
                 sky = self._sdk()
                 ours = self._clusters(sky, fresh)
             except ServerTrouble as trouble:
-                if trouble.answers and self._sky is not None:
-                    self._arm(self._sky, self._timers.known())
+                if trouble.answers:
+                    self._arm_unseen()
                 raise InstancesUnknown(str(trouble)) from trouble
             except Exception as error:
+                self._arm_unseen()
                 raise InstancesUnknown(f"SkyPilot does not say what exists: {reason(error)}") from error
+            if lock is not self._looking:
+                raise InstancesUnknown("SkyPilot has answered too late")
             found = {name: self._placed(sky, cluster) for name, cluster in ours.items()}
             for name in self._attendants.keys() - found.keys():
                 self._attendants.pop(name).stop()
@@ -207,6 +216,28 @@ class SkyPilotProvisioner:
                 if name not in found:
                     found[name] = _launching(name, output, None)
             return found
+
+    @contextlib.contextmanager
+    def _one_look(self) -> Iterator[threading.Lock]:
+        """One at a time; one that SkyPilot never answers is left to itself after a while."""
+        lock = self._looking
+        if not lock.acquire(timeout=LOOK_SECONDS):
+            self._arm_unseen()
+            if self._clock() - self._look_begun >= min(HUNG_MOST, HUNG_SECONDS * 2.0 ** min(self._hung, 16)):
+                self._hung += 1
+                self._looking = threading.Lock()
+            raise InstancesUnknown("SkyPilot has not answered yet what exists")
+        try:
+            self._look_begun = self._clock()
+            yield lock
+            self._hung = 0
+        finally:
+            lock.release()
+
+    def _arm_unseen(self) -> None:
+        """Those that were armed before, while it is not known what exists: or they would end themselves."""
+        if self._sky is not None:
+            self._arm(self._sky, self._timers.known())
 
     def _arm(self, sky: Sky, names: Iterable[str]) -> None:
         busy = {*self._launching.under_way, *self._launching.terminated}

@@ -1,6 +1,8 @@
 """The dead-man's timers: armed from launch on, armed again while we live, a countdown when that fails."""
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,3 +170,47 @@ async def test_timers_are_kept_armed_on_a_server_of_another_version(
         with pytest.raises(InstancesUnknown):
             await provisioner.instances()
     assert fake_sky.armed == [(ID, 120, WaitFor.NONE, True)]
+
+
+async def test_timers_are_kept_armed_while_skypilot_cannot_say_what_exists(
+    fake_sky: Any, service: Build, clock: Any, tmp_path: Path
+) -> None:
+    """One cluster that cannot be looked at must not end, two hours later, those that serve."""
+    provisioner = SkyPilotProvisioner(tmp_path, "0badcafe", sky=lambda: fake_sky, clock=clock, wall=clock)
+    await provisioner.launch(ID, service(), {})
+    fake_sky.status_fails = ValueError("a handle of another version")
+    clock.now += 600.0
+    for _ in range(100):
+        with pytest.raises(InstancesUnknown):
+            await provisioner.instances()
+    assert fake_sky.armed == [(ID, 120, WaitFor.NONE, True)]
+
+
+async def test_a_look_that_skypilot_never_answers_is_left_to_itself(
+    fake_sky: Any, service: Build, clock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("replicas.provisioners.skypilot.LOOK_SECONDS", 0.01)
+    provisioner = SkyPilotProvisioner(tmp_path, "0badcafe", sky=lambda: fake_sky, clock=clock, wall=clock)
+    await provisioner.launch(ID, service(), {})
+    answers, asked, status = threading.Event(), threading.Event(), fake_sky.status
+
+    def hang(*args: Any, **kwargs: Any) -> Any:
+        asked.set()
+        answers.wait(20)
+        return status(*args, **kwargs)
+
+    fake_sky.status = hang
+    first = asyncio.ensure_future(provisioner.instances())
+    await asyncio.to_thread(asked.wait, 10)
+    fake_sky.status = status
+    clock.now += 299.0
+    with pytest.raises(InstancesUnknown, match="not answered yet"):
+        await provisioner.instances()
+    clock.now += 301.0
+    with pytest.raises(InstancesUnknown):
+        await provisioner.instances()
+    assert (await provisioner.instances()).keys() == {ID}
+    assert fake_sky.armed == [(ID, 120, WaitFor.NONE, True)]   # in spite of it
+    answers.set()
+    with pytest.raises(InstancesUnknown, match="too late"):
+        await first

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,8 @@ print(json.dumps({
     "modes": [mode.name for mode in (sky.StatusRefreshMode.NONE, sky.StatusRefreshMode.AUTO)],
     "no capacity": error(unavailable("none", failover_history=[Exception("us-east-1a")])),
     "not feasible": error(unavailable("nothing fits")),
+    "sockets": sys.modules["sky.server.rest"].adapter.poolmanager.connection_from_url("http://127.0.0.1:9")
+        .conn_kw["socket_options"],
     "no cloud": error(sky.exceptions.NoCloudAccessError("Run: sky check")),
     "absent": issubclass(sky.exceptions.ClusterDoesNotExist, ValueError),
     "run ended": [int(getattr(sky.exceptions.JobExitCode, n)) for n in ("SUCCEEDED", "FAILED", "CANCELLED")],
@@ -80,3 +83,9 @@ def test_its_errors_are_understood(answer: Any) -> None:
     assert answer["no cloud"] == ["LaunchError", True, "Run: sky check"]
     assert answer["absent"]
     assert answer["run ended"] == [0, 100, 103]
+
+
+def test_a_connection_whose_other_end_is_gone_without_a_word_is_found_out(answer: Any) -> None:
+    """SkyPilot's `get` has no limit: a look, a `down` or a dead-man's order would wait for ever."""
+    assert [socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1] in answer["sockets"]
+    assert [socket.IPPROTO_TCP, socket.TCP_NODELAY, 1] in answer["sockets"]   # urllib3's own
