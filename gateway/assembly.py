@@ -294,9 +294,12 @@ async def _end_leftovers(
         provisioner = make_provisioner(name, folder, table.owner, urls=urls)
         stack.push_async_callback(provisioner.close)
         left = {r.id for r in table.replicas()}
-        with contextlib.suppress(InstancesUnknown):  # `down` asks until it is told
-            left |= {id for id in await provisioner.instances() if owned_by(id, table.owner)}
-        if not left:
+        told = False
+        with contextlib.suppress(InstancesUnknown, TimeoutError):  # `down` asks until it is told
+            async with asyncio.timeout(limit):
+                left |= {id for id in await provisioner.instances() if owned_by(id, table.owner)}
+            told = True
+        if told and not left:
             return 0
         controller = Controller(
             (_service_of(ever[-1]),),
@@ -309,7 +312,7 @@ async def _end_leftovers(
             state_dir=folder,
         )
         stack.push_async_callback(controller.close)
-        say(f"ending {', '.join(sorted(left))}")
+        say(f"ending {', '.join(sorted(left))}" if left else "asking what is left")
         progress = Progress(say)
         down = asyncio.create_task(controller.down(limit))
         while not down.done():

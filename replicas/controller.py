@@ -30,7 +30,7 @@ from replicas.board import SERVICES, Board
 from replicas.costs import Waker
 from replicas.deadman import Alarm
 from replicas.errands import Errands
-from replicas.evidence import Evidence, Lookout, silent
+from replicas.evidence import LOOK_MOST, Evidence, Lookout, silent
 from replicas.fleet import Fleet
 from replicas.journal import Journal, Observer
 from replicas.ledger import Ledger
@@ -112,7 +112,7 @@ class Controller:
         self._wake = asyncio.Event()
         self._lookout = Lookout(provisioner, settings.look_every, [s.name for s in services])
         self._alarm = Alarm(provisioner, settings.dead_man)
-        self._errands = Errands(provisioner, self.poke)
+        self._errands = Errands(provisioner, self.poke, self._mask)
         self._strays = Strays(table.owner, self._errands)
         self._slots = Slots(board, control, self.generation)
         self._published: tuple[ServiceInfo, ...] | None = None
@@ -413,12 +413,14 @@ class Controller:
             remaining = {r.id for f in self.fleets.values() for r in f.rows.values()}
             if not remaining and not self._errands:
                 try:
-                    instances = await self.provisioner.instances()
+                    most = LOOK_MOST if limit is None else max(0.0, began + limit - time.monotonic())
+                    async with asyncio.timeout(most):
+                        instances = await self.provisioner.instances()
                     remaining = {id for id in instances if owned_by(id, self.table.owner)}
                     if not remaining:
                         return []
                 except Exception as error:  # nothing is verified then
-                    remaining = {f"(unknown: {error})"}
+                    remaining = {f"(unknown: {str(error) or 'no answer in time'})"}
             if limit is not None and time.monotonic() - began >= limit:
                 return sorted(remaining)
             self._wake.clear()

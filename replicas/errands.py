@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import traceback
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -37,8 +38,11 @@ class Outcome:
 class Errands:
     """Mutable: the tasks under way and the outcomes not yet taken. `on_end` is called after each."""
 
-    def __init__(self, provisioner: Provisioner, on_end: Callable[[], None]) -> None:
+    def __init__(
+        self, provisioner: Provisioner, on_end: Callable[[], None], mask: Callable[[str], str]
+    ) -> None:
         self._provisioner = provisioner
+        self._mask = mask  # for our own log; who takes the outcomes masks them
         self._on_end = on_end
         self._launches: dict[str, asyncio.Task[None]] = {}
         self._terminations: dict[str, asyncio.Task[None]] = {}
@@ -99,7 +103,8 @@ class Errands:
             kind: Literal["launch_failed", "try_again"] = "launch_failed" if error.permanent else "try_again"
             self._outcomes.append(Outcome(id, kind, error.reason))
         except Exception as error:  # a fault of ours or of an SDK: try again, until the provision timeout
-            log.exception("the launch of %s failed in an unexpected way", id)
+            told = self._mask(traceback.format_exc())  # SkyPilot may tell what it was given
+            log.error("the launch of %s failed in an unexpected way: %s", id, told)
             self._outcomes.append(Outcome(id, "try_again", f"{type(error).__name__}: {error}"))
         else:
             self._outcomes.append(Outcome(id, "launched"))

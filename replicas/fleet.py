@@ -410,6 +410,8 @@ class Fleet:
         self.dirty.add(r.id)
         if after.state not in SERVING:
             self.written_off.discard(r.id)
+        if after.state is State.TERMINATING:
+            self._forget_tries(r.id)  # of its launch: what is there bills
         self.tell("transition", reason, now, replica=r.id, code=str(event), state=str(after.state))
         return after
 

@@ -16,8 +16,10 @@ from click.testing import CliRunner
 
 from gateway import cli, statedir
 from gateway.assembly import TABLE_FILE, Elsewhere, claim, end_leftovers
+from gateway.progress import NotEnded
 from replicas import lifecycle, spec
 from replicas.lifecycle import Event, State
+from replicas.provisioners import InstancesUnknown
 from replicas.provisioners.local import LocalProvisioner
 from replicas.table import Table
 
@@ -79,6 +81,25 @@ def test_a_machine_whose_row_is_gone_is_ended_too(tmp_path: Path) -> None:
     assert end_leftovers(home, said.append) == 1
     assert said[0] == f"ending {id}"
     assert end_leftovers(home, said.append) == 0
+
+
+def test_nothing_is_verified_while_nobody_can_say_what_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows are gone, and what may be left without one bills on."""
+    home = tmp_path / "state"
+    leave_a_replica(home)
+    with Table(home / TABLE_FILE) as table:
+        table.save([replace(row, state=State.GONE) for row in table.replicas()])
+
+    async def unknown(*_: object) -> None:
+        raise InstancesUnknown("the API server does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalProvisioner, "instances", unknown)
+        with pytest.raises(NotEnded, match="the API server does not answer"):
+            end_leftovers(home, limit=0.3)
+    assert end_leftovers(home) == 1
 
 
 def test_the_table_knows_best_who_has_to_end_them(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from replicas.lifecycle import State
-from replicas.provisioners import Instance, InstancesUnknown
+from replicas.provisioners import Instance, InstancesUnknown, NoCapacity
 
 
 @contextmanager
@@ -93,6 +93,36 @@ async def test_a_machine_without_a_row_is_ended_before_down_is_finished(world: A
 async def test_an_unknown_state_of_the_world_is_not_verified(world: Any) -> None:
     world.provisioner.instances_error = InstancesUnknown("no answer")
     assert await world.controller.down(0.1, pause=0.01) == ["(unknown: no answer)"]
+
+
+async def test_a_provisioner_that_never_answers_ends_the_wait_at_its_limit(world: Any) -> None:
+    async def never(fresh: object = ()) -> Any:
+        await asyncio.sleep(3600)
+
+    world.provisioner.instances = never
+    async with asyncio.timeout(5):
+        assert await world.controller.down(0.2, pause=0.01) == ["(unknown: no answer in time)"]
+
+
+async def test_the_pause_of_a_launch_that_failed_delays_no_end(world: Any) -> None:
+    """What a failed attempt has left bills."""
+    world.provisioner.launch_error = NoCapacity("none is free")
+    world.waits(1)
+    await world.steps(120)
+    assert world.states == [State.PROVISIONING]
+    world.waits(0)
+    world.controller.set_limits("r1", max=0)
+    await world.steps(3)
+    assert world.provisioner.terminated == [world.id(1)]
+
+
+async def test_an_unexpected_error_of_a_launch_is_logged_without_secrets(world: Any, caplog: Any) -> None:
+    key = world.controller.keys["r1"]
+    world.provisioner.launch_error = TypeError(f"unexpected argument {key}")
+    world.waits(1)
+    await world.steps(3)
+    assert "TypeError: unexpected argument ***" in caplog.text
+    assert key not in caplog.text
 
 
 async def test_a_drain_under_way_gets_the_short_time_and_nobody_calls_it_back(world: Any) -> None:
