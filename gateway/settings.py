@@ -107,7 +107,9 @@ class Settings:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Settings:
-        given = dict(values)
+        """A `gateway restart` may bring other code than the supervisor has: what it does not know is left
+        out."""
+        given = {name: value for name, value in values.items() if name in cls.__dataclass_fields__}
         given["file"] = Path(given["file"]) if given.get("file") else None
         given["state_dir"] = Path(given["state_dir"])
         for name in ("replica", "plan", "env", "secret", "price"):

@@ -66,6 +66,7 @@ class Worker:
         )
         self.stopping = False
         self.young: set[Attempt] = set()  # those without a timer of their own yet
+        self._looks = False  # at the young, before long
 
     def __repr__(self) -> str:
         return f"<Worker {self.index} {' '.join(map(repr, self.services.values()))}>"
@@ -196,13 +197,14 @@ class Worker:
 
     def watch(self, attempt: Attempt) -> None:
         """Have its clock watched, if it lasts: most are over before a timer of their own would pay."""
-        if not self.young:
+        if not self._looks:
+            self._looks = True
             self._loop.call_later(YOUNG_SECONDS, self._look)
         self.young.add(attempt)
 
     def _look(self) -> None:
         now, young = self._loop.time(), self.young
-        self.young = set()
+        self.young, self._looks = set(), False
         for attempt in young:
             attempt.look_first(now)
 

@@ -39,7 +39,11 @@ def test_settings_survive_the_way_to_a_child_process(tmp_path: Path) -> None:
     yaml = tmp_path / "x.yaml"
     yaml.write_text("run: x\n")
     settings = make(yaml, api_key=["a=12345678", "b=abcdefgh"], replica=["http://h:1"], hold_max="12.5")
-    assert Settings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+    given = json.loads(json.dumps(settings.to_json()))
+    assert Settings.from_json(given) == settings
+    of_another_version = {**given, "no_longer_there": 1}
+    del of_another_version["model"]
+    assert Settings.from_json(of_another_version) == settings
 
 
 def test_texts_of_an_environment_become_typed_values() -> None:

@@ -4,6 +4,7 @@ every end, every retry and every clock is as for one that waits."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from gateway.incoming import Client
+from gateway.worker import YOUNG_SECONDS, Worker
 
 from .conftest import Rig, chat, eventually
 from .scripted import ANSWER, DONE, LAST, STREAM, Peer, Scripted, busier, chunk, event, retries, sample, whole
@@ -259,3 +261,24 @@ async def test_a_server_that_stops_waits_for_it_and_cuts_it_at_last(
         assert not state.tasks
         await got.close()
     assert tasks == []
+
+
+async def test_requests_that_come_one_by_one_share_the_clock_of_the_young(
+    rig: Rig, tasks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+    original = Worker._look
+
+    def look(self: Worker) -> None:
+        looks.append(asyncio.get_running_loop().time())
+        original(self)
+
+    monkeypatch.setattr(Worker, "_look", look)
+    async with Scripted(answers) as replica:
+        await warm(rig, tasks, replica)
+        for _ in range(20):
+            assert (await rig.client.post(PATH, json=chat())).status_code == 200
+        await asyncio.sleep(2 * YOUNG_SECONDS)
+        assert looks
+        assert all(late - early >= YOUNG_SECONDS for early, late in itertools.pairwise(looks))
+        assert not rig.worker.young
