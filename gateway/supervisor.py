@@ -154,7 +154,7 @@ class Supervisor:
         for slot in self.slots:
             if slot.restart_at is not None and slot.restart_at <= now and not self.ending:
                 self.start(slot)
-        if self._reloads and not self.ending:
+        if self._reloads:
             self._reload()
 
     def _reload(self) -> None:

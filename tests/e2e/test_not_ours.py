@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -18,7 +19,7 @@ def ask(gateway: Any) -> None:
 def test_a_dead_gateways_replicas_are_shown_left_alone_and_ended_on_request(
     gateways: Gateways, eventually: Any
 ) -> None:
-    gateway = gateways("--price", "2.5", startup="load=0.5")
+    gateway = gateways("--price", "2.5", startup="load=0")
     ask(gateway)
     (lost,) = gateway.replicas()
     dead = gateway.status()["owner"]
@@ -27,16 +28,20 @@ def test_a_dead_gateways_replicas_are_shown_left_alone_and_ended_on_request(
         file.unlink()
 
     gateway.start()
-    ask(gateway)
-    shown = [{"name": lost["id"], "status": "running", "hourly_cost": 2.5}]
-    eventually(lambda: gateway.status()["others"] == shown)
-    text = gateway.cli("status").stdout
+    with ThreadPoolExecutor() as meanwhile:
+        answered = meanwhile.submit(ask, gateway)
+        shown = [{"name": lost["id"], "status": "running", "hourly_cost": 2.5}]
+        eventually(lambda: gateway.status()["others"] == shown)
+        owner = gateway.status()["owner"]
+        refusing = meanwhile.submit(gateway.cli, "down", "--orphans", owner, "--yes", check=False)
+        text = gateway.cli("status").stdout
+        answered.result()
+        refused = refusing.result()
     assert "not ours" in text
     assert lost["id"] in text
     (ours,) = gateway.replicas()
     assert len(gateway.replica_processes()) == 2
 
-    refused = gateway.cli("down", "--orphans", gateway.status()["owner"], "--yes", check=False)
     assert refused.returncode == 1
     assert "which runs here: `gateway down --state-dir" in refused.stderr
     ended = gateway.cli("down", "--orphans", dead, "--yes", "--provisioner", "local")

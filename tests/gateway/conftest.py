@@ -31,7 +31,7 @@ async def eventually(condition: Callable[[], Any], seconds: float = 5.0) -> Any:
     """The first true value of `condition`. The limit is for a broken gateway, no promise about time."""
     async with asyncio.timeout(seconds):
         while not (value := condition()):  # noqa: ASYNC110 - what is awaited has no event
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.001)
     return value
 
 
