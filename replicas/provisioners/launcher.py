@@ -187,7 +187,7 @@ def main() -> None:
         os.write(1, b"ok")
     os.dup2(2, 1)   # closes the pipe on which launch() waits; 2 is output.log
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    pump = _begin_pump(order["secrets"], order["lock_fd"])
+    pump = _begin_pump(order.get("secrets", ()), order["lock_fd"])
     stage, code = "run", 0
     for stage in ("setup", "run"):
         if stopping.asked or not order[stage]:

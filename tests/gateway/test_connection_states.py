@@ -208,7 +208,7 @@ async def test_requests_that_are_refused_and_not_read_take_no_memory_and_are_cut
     connection = only_connection(rig)
     assert connection.transport.get_write_buffer_size() < 2 << 20
     assert len(connection.pipeline) < 5000
-    await eventually(lambda: not rig.servers[0].server_state.connections)
+    await eventually(lambda: not rig.servers[0].server_state.connections, 30)
     await got.close(reset=True)
 
 

@@ -219,7 +219,7 @@ async def test_a_body_in_the_smallest_chunks_costs_what_it_weighs(rig: Rig) -> N
     tracemalloc.start()
     try:
         got.writer.write(START + CHUNKED + b"\r\n" + data)
-        await eventually(lambda: _taken(rig) == len(body))
+        await eventually(lambda: _taken(rig) == len(body), 30)
         now, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
