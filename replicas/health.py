@@ -17,6 +17,12 @@ GRACE: Final = 600.0  # s after the first READY: the first requests compile kern
 FREEZE_MOST: Final = 1800.0  # s a freeze may last while the provisioner is not certain of any loss
 
 
+UNKNOWN_LIVES: Final = (
+    "it answers, and is not listed any more: it cannot be ended from here and bills on. End its machine in the"
+    " cloud's console, or give SkyPilot back the state (~/.sky) that knows it"
+)
+
+
 Listed = Literal["alive", "run", "machine", "unreachable", "absent", "unknown"]
 """By the provisioner: alive, what of it has ended (provisioners.Ended), or not there; unknown: no answer."""
 CERTAIN: Final = frozenset({"run", "machine", "absent"})  # seen by one who can see it

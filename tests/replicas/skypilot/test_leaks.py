@@ -129,3 +129,20 @@ async def test_no_name_is_launched_again_once_it_was_given_up(world: Any) -> Non
     assert world.launched == [world.id(n) for n in (1, 2, 3)]
     world.waits(0)
     await nothing_left(world)
+
+
+async def test_a_machine_that_skypilot_has_forgotten_is_not_called_gone_while_it_answers(world: Any) -> None:
+    """A wiped `~/.sky` and one replica: SkyPilot would call its `down` done at once."""
+    (one,) = await world.ready()
+    world.sky.forget_all()
+    world.controller.set_limits("r1", min=0, max=0)
+    await world.steps(30, 10.0)
+    assert world.sky.machines == {one}
+    assert world.states == [State.DRAINING]
+    (row,) = world.service_status["replicas"]
+    assert "cloud's console" in row["reason"]
+    assert [e["replica"] for e in world.events("terminate_failed")] == [one]
+    assert await world.controller.down(0.3) == [one]
+    world.sky.machines.clear()  # somebody has read it
+    await world.steps(40, 10.0, until=lambda: not world.replicas)
+    assert world.replicas == []
