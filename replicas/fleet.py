@@ -240,9 +240,9 @@ class Fleet:
                 r = self._set(r, failing_since=signs.failing_since)
             limit = self.config.down_drain_limit if self.stopping else self.config.drain_limit
             if answers and signs.listed == "absent":  # an end would be verified at once, and it would bill on
-                if r.reason != health.UNKNOWN_LIVES:
-                    self._set(r, reason=health.UNKNOWN_LIVES)
-                    self.tell("terminate_failed", health.UNKNOWN_LIVES, now, replica=r.id, code="terminate_failed")
+                if r.reason != (why := health.UNKNOWN_LIVES):
+                    self._set(r, reason=why)
+                    self.tell("terminate_failed", why, now, replica=r.id, code="terminate_failed")
             elif seen.released(r):
                 self.move(r, Event.DRAINED, now, "nothing in flight")
             elif now - r.since >= limit:

@@ -18,8 +18,8 @@ FREEZE_MOST: Final = 1800.0  # s a freeze may last while the provisioner is not 
 
 
 UNKNOWN_LIVES: Final = (
-    "it answers, and is not listed any more: it cannot be ended from here and bills on. End its machine in the"
-    " cloud's console, or give SkyPilot back the state (~/.sky) that knows it"
+    "it answers, and is not listed any more: it cannot be ended from here and bills on. End its machine in"
+    " the cloud's console, or give SkyPilot back the state (~/.sky) that knows it"
 )
 
 
