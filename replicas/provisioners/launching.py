@@ -19,7 +19,13 @@ from replicas.provisioners import LaunchError, NoCapacity, attempt, clusters, fo
 from replicas.provisioners.attempt import Extras
 from replicas.provisioners.deadman import DeadMan
 from replicas.provisioners.environment import secret_values
-from replicas.provisioners.sky_errors import is_away, is_other_hardware, launch_error, reason
+from replicas.provisioners.sky_errors import (
+    is_away,
+    is_other_hardware,
+    is_unreachable,
+    launch_error,
+    reason,
+)
 from replicas.provisioners.task import build_task
 from replicas.provisioners.threads import spawn
 
@@ -32,6 +38,7 @@ log = logging.getLogger(__name__)
 ATTEMPT_SECONDS = 1200.0   # from the submission of one attempt to giving it up
 SUBMIT_SECONDS = 60.0      # that a termination waits for a launch which is being submitted
 ASKED_MOST = 3             # times, over some 15 s, that a cluster is asked for its jobs before it is ended
+UNREACHED_MOST = 8         # times, over some 4 min, if it cannot be reached: it may load its model meanwhile
 
 
 class Launching:
@@ -162,7 +169,7 @@ class Launching:
             if is_away(sky.exceptions, error):
                 raise
             asked = self._asked[id] = self._asked.get(id, 0) + 1
-            if asked < ASKED_MOST:
+            if asked < (UNREACHED_MOST if is_unreachable(sky.exceptions, error) else ASKED_MOST):
                 why = f"{id}: whether `run` was submitted cannot be told yet: {reason(error)}"
                 raise LaunchError(why, permanent=False) from error
             self._down(sky, id, "a cluster that does not say whether `run` was submitted")

@@ -75,7 +75,7 @@ def _unavailable(exceptions: Any, error: Any) -> LaunchError:
     return Infeasible(said) if all(never) else NoCapacity(said)
 
 
-def is_passing(exceptions: Any, error: Exception) -> bool:
+def _passing(exceptions: Any, error: Exception) -> bool:
     """Whether it is a CloudError about the network, a rate limit or SkyPilot's own database."""
     if not isinstance(error, exceptions.CloudError):
         return False
@@ -83,7 +83,7 @@ def is_passing(exceptions: Any, error: Exception) -> bool:
 
 
 def _permanent(exceptions: Any, error: Exception) -> bool:
-    if is_passing(exceptions, error):
+    if _passing(exceptions, error):
         return False
     if isinstance(error, _classes(exceptions, _PERMANENT)):
         return True
@@ -98,10 +98,14 @@ def is_away(exceptions: Any, error: Exception) -> bool:
     outside = type(error).__module__.partition(".")[0] in ("requests", "urllib3", "http")
     return (
         outside
-        or is_passing(exceptions, error)
         or isinstance(error, (*_classes(exceptions, _AWAY), OSError))
         or (isinstance(error, RuntimeError) and str(error).startswith(_NO_SUCH_REQUEST))
     )
+
+
+def is_unreachable(exceptions: Any, error: Exception) -> bool:
+    """Whether a machine could not be asked; False: it was, and what we asked for is not on it."""
+    return not isinstance(error, exceptions.CommandError) or error.returncode == 255   # 255: ssh's own
 
 
 def is_other_hardware(exceptions: Any, error: Exception) -> bool:

@@ -141,9 +141,9 @@ class FakeSky:
         error: Exception = self.exceptions.ResourcesUnavailableError(says, failover_history=tried)
         return error
 
-    def command_error(self, says: str) -> Exception:
-        """A command on a machine failed over ssh."""
-        error: Exception = self.exceptions.CommandError(255, "bash setup.sh", says, None)
+    def command_error(self, says: str, code: int = 255) -> Exception:
+        """A command on a machine failed over ssh; 255: it could not be reached."""
+        error: Exception = self.exceptions.CommandError(code, "bash setup.sh", says, None)
         return error
 
     def error(self, name: str, says: str) -> Exception:

@@ -223,7 +223,7 @@ async def test_a_cluster_that_does_not_say_is_asked_again_and_then_made_anew_wit
 ) -> None:
     await broken_before_run(skypilot(), fake_sky, service())
     left = fake_sky.clusters[ID]
-    fake_sky.queue = lambda cluster: fake_sky._request(fake_sky.command_error("no runtime here"))
+    fake_sky.queue = lambda cluster: fake_sky._request(fake_sky.command_error("no runtime here", 1))
     provisioner = skypilot()
     for _ in range(2):
         with pytest.raises(LaunchError, match="cannot be told yet") as raised:
@@ -233,6 +233,23 @@ async def test_a_cluster_that_does_not_say_is_asked_again_and_then_made_anew_wit
     await provisioner.launch(ID, service(), {})
     assert (fake_sky.downed, fake_sky.jobs(ID)) == ([ID], 1)
     assert fake_sky.clusters[ID] is not left
+
+
+async def test_a_machine_that_cannot_be_reached_for_minutes_keeps_its_run(
+    skypilot: SkyPilot, fake_sky: Any, service: Build, tmp_path: Path
+) -> None:
+    """It loads its model: 20 min of a cold start are not thrown away for 15 s of a lost network."""
+    await skypilot().launch(ID, service(), {})
+    (tmp_path / "replicas" / ID / "process.json").unlink()
+    queue = fake_sky.queue
+    fake_sky.queue = lambda cluster: fake_sky._request(fake_sky.command_error("ssh: connection timed out"))
+    provisioner = skypilot()
+    for _ in range(7):
+        with pytest.raises(LaunchError, match="cannot be told yet"):
+            await provisioner.launch(ID, service(), {})
+    fake_sky.queue = queue
+    await provisioner.launch(ID, service(), {})
+    assert (fake_sky.jobs(ID), fake_sky.downed) == (1, [])
 
 
 async def test_a_cluster_that_answers_at_the_second_time_keeps_its_run(
