@@ -14,9 +14,16 @@ from pathlib import Path
 def module_command(module: str) -> list[str]:
     """`python -m module`, without the working directory on the import path: a file of the user's may be
     called like a module of the standard library. (A checkout that is not installed needs it there.)"""
-    parent = Path(__file__).resolve().parent.parent
-    safe = ["-P"] if Path.cwd() != parent else []
-    return [sys.executable, *safe, "-m", module]
+    return [sys.executable, *_safe(), "-m", module]
+
+
+def trial_command() -> list[str]:
+    """Says `ok` where the code on disk can be imported as a child of the supervisor would."""
+    return [sys.executable, *_safe(), "-c", "import gateway.admin, gateway.app; print('ok')"]
+
+
+def _safe() -> list[str]:
+    return ["-P"] if Path.cwd() != Path(__file__).resolve().parent.parent else []
 
 
 def raise_file_limit() -> None:

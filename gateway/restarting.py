@@ -1,16 +1,20 @@
 """`gateway restart`: new processes from the code on disk, one by one, on the sockets the supervisor kept.
 
-The controller first: without one, workers go on with the last list of replicas. Then, worker by worker, the
-successor in a free row of the board; once it serves, the old one *retires*: it accepts nothing more, and ends
-with its last request, held ones included. Whatever does not come to serve ends the restart: what ran, runs.
+The code is tried before: an update that went wrong must not cost the controller, whose place only a new one
+can take. The controller first: without one, workers go on with the last list of replicas. Then, worker by
+worker, the successor in a free row of the board; once it serves, the old one *retires*: it accepts nothing
+more, and ends with its last request, held ones included. Whatever does not come to serve ends the restart:
+what ran, runs.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -23,6 +27,7 @@ log = logging.getLogger("gateway.supervisor")
 
 # A controller that imports SkyPilot's SDK takes some seconds more than a worker.
 SERVE_SECONDS = 60.0
+TRIAL_SECONDS = 60.0
 # For a controller to save and leave.
 LEAVE_SECONDS = 5.0
 
@@ -66,10 +71,11 @@ class Slot:
 
 
 class Supervision(Protocol):
-    """What a restart needs of the supervisor."""
+    """What a restart needs of the supervisor. `trial`: says `ok` where the code can be used."""
 
     slots: list[Slot]
     rows: int
+    trial: list[str] | None
 
     @property
     def ending(self) -> bool: ...
@@ -91,9 +97,32 @@ def restart(gateway: Supervision) -> None:
         raise RestartFailed(
             f"{count} workers of the last restart still finish their requests: try again later"
         )
+    if gateway.trial is not None:
+        _try_code(gateway, gateway.trial)
     _replace_controller(gateway, gateway.slots[0])
     for old, row in zip(workers, free, strict=False):
         _replace_worker(gateway, old, row)
+
+
+def _try_code(gateway: Supervision, command: list[str]) -> None:
+    # Not in the metrics folder: it would write over the supervisor's file there.
+    environment = {k: v for k, v in os.environ.items() if k != "PROMETHEUS_MULTIPROC_DIR"}
+    deadline, nothing = time.monotonic() + TRIAL_SECONDS, subprocess.DEVNULL
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(command, env=environment, stdin=nothing, stdout=said, stderr=said) as process,
+    ):
+        try:
+            while process.poll() is None and time.monotonic() < deadline:
+                gateway.attend(deadline - time.monotonic())
+                _go_on(gateway)
+        finally:
+            process.kill()
+        said.seek(0)
+        lines = said.read().decode(errors="replace").split("\n")
+    if "ok" not in lines:
+        why = next((line for line in reversed(lines) if line.strip()), "it does not come to an end")
+        raise RestartFailed(f"the code on disk cannot be used ({why.strip()}). All runs on as before")
 
 
 def _free_rows(gateway: Supervision) -> list[int]:

@@ -79,6 +79,7 @@ class Supervisor:
             "controller": processes.module_command("gateway.admin"),
             "worker": processes.module_command("gateway.app"),
         }
+        self.trial = None if commands else processes.trial_command()
         self._say = say or (lambda line: print(line, file=sys.stderr, flush=True))
         self._started = started
         self._leash = leash

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,6 +108,31 @@ def test_a_process_that_does_not_come_to_serve_ends_the_restart_and_the_old_work
     gateway.until(lambda: gateway.notes().count("controller started") == 2)  # it is tried for ever, as ever
     (gateway.home / "done").touch()
     assert restart(gateway)["state"] == "done"
+    assert gateway.end()[0] == 0
+
+
+def test_code_that_cannot_be_imported_costs_nothing_that_runs(start: Start, tmp_path: Path) -> None:
+    trial = f"""import pathlib
+if not pathlib.Path({str(tmp_path / "mended")!r}).exists():
+    import a_module_that_the_update_left_out
+print("ok")
+"""
+    gateway = start(worker=WORKER, controller=CONTROLLER, trial=trial)
+    gateway.started(2)
+    failed = restart(gateway)
+    assert failed["state"] == "failed"
+    assert "No module named 'a_module_that_the_update_left_out'" in failed["message"]
+    assert "controller leaves" not in gateway.notes()
+    (tmp_path / "mended").touch()
+    assert restart(gateway)["state"] == "done"
+    assert gateway.end()[0] == 0
+
+
+def test_a_stop_while_the_code_is_tried_does_not_wait_for_that(start: Start) -> None:
+    gateway = start(worker=WORKER, controller=CONTROLLER, trial="import time; time.sleep(600)")
+    gateway.started(2)
+    gateway.process.send_signal(signal.SIGUSR2)
+    gateway.until(lambda: gateway.address().get("restart", {}).get("state") == "running")
     assert gateway.end()[0] == 0
 
 

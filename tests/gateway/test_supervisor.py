@@ -80,7 +80,9 @@ given = json.loads(sys.argv[1])
 of = {"workers": given["workers"], "limits_file": given.get("limits_file")}
 settings = make(state_dir=given["home"], port=0, admin_port=0, drain_timeout=2, **of)
 commands = {role: [sys.executable, "-c", code] for role, code in given["code"].items()}
-sys.exit(Supervisor(settings, ("svc",), end_replicas=given["end_replicas"], commands=commands).run())
+supervisor = Supervisor(settings, ("svc",), end_replicas=given["end_replicas"], commands=commands)
+supervisor.trial = given.get("trial")
+sys.exit(supervisor.run())
 """
 
 
@@ -95,6 +97,7 @@ class Gateway:
         workers: int,
         end_replicas: bool,
         limits_file: Path | None = None,
+        trial: str | None = None,
     ) -> None:
         self.home = home
         given = {
@@ -102,6 +105,7 @@ class Gateway:
             "workers": workers,
             "end_replicas": end_replicas,
             "limits_file": limits_file and str(limits_file),
+            "trial": trial and [sys.executable, "-c", trial],
             "code": {"worker": PRELUDE + worker, "controller": PRELUDE + controller},
         }
         self.process = subprocess.Popen(
@@ -149,9 +153,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
         workers: int = 1,
         end_replicas: bool = False,
         limits_file: Path | None = None,
+        trial: str | None = None,
     ) -> Gateway:
         home = tmp_path / "state"
-        gateways.append(Gateway(home, worker, controller, workers, end_replicas, limits_file))
+        gateways.append(Gateway(home, worker, controller, workers, end_replicas, limits_file, trial))
         return gateways[-1]
 
     yield make
