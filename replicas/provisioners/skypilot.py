@@ -42,6 +42,7 @@ from replicas.provisioners.api_server import ApiServer, ServerTrouble
 from replicas.provisioners.attendant import Attendant
 from replicas.provisioners.deadman import DeadMan
 from replicas.provisioners.launching import ATTEMPT_SECONDS, Launching
+from replicas.provisioners.prices import Prices
 from replicas.provisioners.sdk import Sky, import_sky
 from replicas.provisioners.sky_errors import reason
 from replicas.provisioners.threads import in_thread
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from replicas.spec import Service
 
 REFRESH_SECONDS = 20.0   # so a preemption is noticed within this, plus a tick
-PRICE_SECONDS = 60.0     # between two looks at what a cluster that is not ours costs
 LOOK_SECONDS = 10.0      # that a look waits for the one before
 HUNG_SECONDS = 300.0     # after which that one is not waited for any more; doubling, as each holds a thread
 HUNG_MOST = 3600.0
@@ -85,6 +85,7 @@ class SkyPilotProvisioner:
         self._sky: Sky | None = None
         self._timers = DeadMan(self._root, dead_man, clock=wall)
         self._launching = Launching(self._root, owner, self._timers, limit=attempt, clock=clock, wall=wall)
+        self._prices = Prices(clock)
         self._saved: set[str] = set()   # whose logs were saved before their down
         # Mutable by `instances` alone, one at a time.
         self._looking = threading.Lock()
@@ -92,7 +93,6 @@ class SkyPilotProvisioner:
         self._hung = 0   # looks in a row that were given up
         self._refreshed = float("-inf")
         self._others: list[Any] = []   # clusters of the last look
-        self._prices: dict[str, tuple[float, float | None]] = {}   # of those, and when it was looked up
         self._attendants: dict[str, Attendant] = {}
 
     def __repr__(self) -> str:
@@ -118,13 +118,7 @@ class SkyPilotProvisioner:
         return await in_thread(lambda: self._priced(found)) if found else []
 
     def _priced(self, found: list[Any]) -> list[Other]:
-        now, known = self._clock(), self._prices
-        self._prices = {}   # a price may cost a look at a catalogue that is to be fetched first
-        for name, cluster in ((cluster.name, cluster) for cluster in found):
-            at, _ = self._prices[name] = known.get(name, (float("-inf"), None))
-            if now - at >= PRICE_SECONDS:
-                self._prices[name] = now, clusters.hourly_cost(cluster)
-        return [Other(c.name, str(c.status.value), self._prices[c.name][1]) for c in found]
+        return [Other(c.name, str(c.status.value), self._prices.of(c)) for c in found]
 
     async def close(self) -> None:
         """See Provisioner. Threads that wait for SkyPilot end with the process."""
@@ -168,13 +162,14 @@ class SkyPilotProvisioner:
             return
         settled = self._launching.end(replica_id)
         deadline = self._clock() + DOWN_SECONDS
-        why = "it is still listed"
         while True:
             try:
                 sky = self._sdk(ending=True)
                 self._save_logs(sky, replica_id)
-                if clusters.down(sky, replica_id) and settled:
+                gone = clusters.down(sky, replica_id)
+                if gone and settled:
                     break
+                why = "SkyPilot does not end the submission of its launch" if gone else "it is still listed"
             except Exception as error:
                 why = reason(error)
             if self._clock() >= deadline:
@@ -249,6 +244,7 @@ class SkyPilotProvisioner:
         listed = sky.get(sky.status(None, refresh=modes.NONE))
         ours = {c.name: c for c in listed if self._ours(c.name)}
         self._others = [c for c in listed if c.name not in ours]
+        self._prices.keep({c.name for c in listed})
         if ours and self._clock() - self._refreshed >= REFRESH_SECONDS:
             ours = {c.name: c for c in sky.get(sky.status(list(ours), refresh=modes.AUTO))}
             self._refreshed = self._clock()
@@ -267,7 +263,7 @@ class SkyPilotProvisioner:
 
     def _instance(self, sky: Sky, cluster: Any) -> Instance:
         name: str = cluster.name
-        price = clusters.hourly_cost(cluster)
+        price = self._prices.of(cluster)
         status = cluster.status.value
         if name in self._launching.under_way or (status == "INIT" and cluster.init_kind != "unhealthy"):
             return _launching(name, self._launching.under_way.get(name), price)

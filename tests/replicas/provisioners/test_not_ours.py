@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from replicas.provisioners import Other, concerns, service_and_owner
-from replicas.provisioners.skypilot import PRICE_SECONDS, SkyPilotProvisioner
+from replicas.provisioners.prices import AGAIN_SECONDS
+from replicas.provisioners.skypilot import SkyPilotProvisioner
 from replicas.spec import Service
 
 from .fake_sky import Cluster
@@ -75,7 +76,7 @@ async def test_what_is_not_ours_is_told_with_status_and_price_and_asks_skypilot_
     ]
     fake_sky.clusters["tiny-A100"].handle.launched_resources.price = 1.0
     assert (await provisioner.others(["tiny"]))[0].hourly_cost == 60.0
-    clock.now += PRICE_SECONDS
+    clock.now += AGAIN_SECONDS
     assert (await provisioner.others(["tiny"]))[0].hourly_cost == 2.0
     for name in ("tiny-A100", "r1-gw-deadbeef-4"):
         await provisioner.terminate(name)
