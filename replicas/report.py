@@ -9,7 +9,7 @@ from typing import Any
 from replicas import budget
 from replicas.costs import Sums, summary
 from replicas.fleet import Fleet
-from replicas.health import Signs
+from replicas.health import UNKNOWN_LIVES, Signs
 from replicas.lifecycle import CAPACITY, COMING, SERVING, Replica, State
 from replicas.loads import Load, LoadPoller
 from replicas.messages import ColdStart, ServiceInfo, Status, UpstreamInfo
@@ -145,13 +145,16 @@ def status(fleet: Fleet, loads: LoadPoller, sums: Sums, now: float) -> dict[str,
         "target": {"replicas": decision.target, "reason": decision.reason, "code": decision.code},
         "blocked": message if service_status == "blocked" else fleet.breaker.message(now) or None,
         "frozen": fleet.frozen,
-        "terminating_seconds": max(
-            (now - r.since for r in fleet.rows.values() if r.state is State.TERMINATING), default=0.0
-        ),
+        "terminating_seconds": max((now - r.since for r in fleet.rows.values() if _ends(r)), default=0.0),
         "demand": demand(fleet),
         "replicas": [_replica(fleet, r, loads, now) for r in fleet.rows.values()],
         "cost": {"hourly": hourly, **summary(sums, max(fleet.policy.min, 1), now)},
     }
+
+
+def _ends(r: Replica) -> bool:
+    """It is to be gone: nothing is waited for but its end."""
+    return r.state is State.TERMINATING or (r.state is State.DRAINING and r.reason == UNKNOWN_LIVES)
 
 
 def demand(fleet: Fleet) -> dict[str, int]:

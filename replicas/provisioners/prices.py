@@ -2,7 +2,7 @@
 
 SkyPilot keeps the catalogue of a cloud on disk and fetches it when it is missing or some hours old, by a
 request without a limit (0.14.1, sky/catalog/common.py: read_catalog): minutes, each time, behind a firewall
-that drops it. So each price is looked up in a thread, one at a time, and until it has come the last one holds.
+that drops it. So each price is looked up in a thread, one at a time; until it has come the last one holds.
 """
 from __future__ import annotations
 

@@ -141,6 +141,7 @@ async def test_a_machine_that_skypilot_has_forgotten_is_not_called_gone_while_it
     assert world.states == [State.DRAINING]
     (row,) = world.service_status["replicas"]
     assert "cloud's console" in row["reason"]
+    assert gauge(world, "gateway_terminating_seconds") >= 200  # there is an alert on it
     assert [e["replica"] for e in world.events("terminate_failed")] == [one]
     assert await world.controller.down(0.3) == [one]
     world.sky.machines.clear()  # somebody has read it
