@@ -163,6 +163,9 @@ class GatewayProtocol(HttpToolsProtocol):
         elif cycle is not None:
             super().on_message_complete()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """It was refused (`on_headers_complete`); uvicorn would say to install a library."""
+
     def send_400_response(self, msg: str) -> None:
         """What came is not HTTP."""
         self._refuse(BadRequest(msg))

@@ -342,7 +342,9 @@ async def test_trailers_reach_no_replica(rig: Rig) -> None:
         assert replica.requests[0].values(b"content-type") == [b"application/json"]
 
 
-async def test_a_body_behind_an_upgrade_is_not_read_as_a_request(rig: Rig) -> None:
+async def test_a_body_behind_an_upgrade_is_not_read_as_a_request(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
     async with Scripted(answer_all) as replica:
         rig.publish(replica.url)
         await rig.acked()
@@ -360,6 +362,7 @@ async def test_a_body_behind_an_upgrade_is_not_read_as_a_request(rig: Rig) -> No
             await got.close()
         await rig.quiet()
         assert replica.requests == []
+        assert "pip install" not in caplog.text
 
 
 @pytest.mark.parametrize("extra", [b"", b"content-length: 5\r\n", b"content-length: 0\r\n"])
