@@ -116,12 +116,14 @@ def _try_code(gateway: Supervision, command: list[str]) -> None:
             while process.poll() is None and time.monotonic() < deadline:
                 gateway.attend(deadline - time.monotonic())
                 _go_on(gateway)
+            code = process.returncode
         finally:
             process.kill()
         said.seek(0)
         lines = said.read().decode(errors="replace").split("\n")
     if "ok" not in lines:
-        why = next((line for line in reversed(lines) if line.strip()), "it does not come to an end")
+        how = "its trial has no end" if code is None else f"its trial ended with {describe_exit(code)}"
+        why = next((line for line in reversed(lines) if line.strip()), how)
         raise RestartFailed(f"the code on disk cannot be used ({why.strip()}). All runs on as before")
 
 
