@@ -324,8 +324,7 @@ class Controller:
         for fleet in self.fleets.values():
             key = self.keys.get(fleet.service.name)
             for r in fleet.rows.values():
-                due = now >= fleet.retry_at.get(r.id, 0.0) and not fleet.holds_still
-                if r.state is State.PROVISIONING and due and r.id not in self._errands:
+                if r.state is State.PROVISIONING and fleet.due(r.id, now) and r.id not in self._errands:
                     same = r.spec_hash == fleet.service.hash
                     known = self.config.launch.variables
                     service = fleet.service if same else as_it_was(r, fleet.service, known)
@@ -351,8 +350,7 @@ class Controller:
         """
         for fleet in self.fleets.values():
             for r in fleet.rows.values():
-                due = now >= fleet.retry_at.get(r.id, 0.0) and not fleet.holds_still
-                if r.state is State.TERMINATING and due:
+                if r.state is State.TERMINATING and fleet.due(r.id, now):
                     self._errands.terminate(r.id)
 
     # ------------------------------------------------------------ what people ask for

@@ -90,8 +90,9 @@ class Lookout:
     async def look(self, now: float, doubts: Collection[str] = ()) -> None:
         """`doubts`: ids whose probes fail. A look is due at once for each new one, and trusts no memory."""
         self._doubted = {id: at for id, at in self._doubted.items() if id in doubts}
-        fresh = frozenset(id for id in doubts if now - self._doubted.get(id, -DOUBT) >= DOUBT)
-        if self._looking is None and (fresh or now - self._begun_at >= self._every):
+        # A clock that was set back puts no look off.
+        fresh = frozenset(id for id in doubts if not 0 <= now - self._doubted.get(id, -DOUBT) < DOUBT)
+        if self._looking is None and (fresh or not 0 <= now - self._begun_at < self._every):
             self.begun += 1
             self._begun_at = now
             self._doubted.update(dict.fromkeys(fresh, now))

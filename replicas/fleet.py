@@ -33,6 +33,7 @@ UNREMARKABLE: Final = frozenset({"cold", "steady", "rising", "falling"})  # they
 # s; a machine that is there and whose output tells no phase by then is taken to load its model (static
 # replicas never tell). At once would be wrong for a second or two each time, and so in the estimates.
 SILENT_PHASE: Final = 10.0
+PAUSE_MOST: Final = 300.0  # s between two tries of a launch or an end
 WITH_MACHINE: Final = frozenset({State.STARTING, State.READY, State.NOT_READY, State.DRAINING})
 
 
@@ -133,7 +134,7 @@ class Fleet:
                 self._forget_tries(r.id)
                 self.move(r, Event.ABSENT, now, "verified gone")
             case "not_gone":
-                pause = self._back_off(r.id, now, 5.0, 300.0)
+                pause = self._back_off(r.id, now, 5.0, PAUSE_MOST)
                 why = f"not verified gone: {outcome.reason}; next try in {pause:.0f} s"
                 self._set(r, reason=why)
                 self.tell("terminate_failed", why, now, replica=r.id, code="terminate_failed")
@@ -459,6 +460,10 @@ class Fleet:
         pause = min(most, first * 2.0 ** min(self.tries[id] - 1, 16))
         self.retry_at[id] = now + pause
         return pause
+
+    def due(self, id: str, now: float) -> bool:
+        """Whether its launch or end may be tried (again). No pause is longer: else the clock was set back."""
+        return not 0 < self.retry_at.get(id, 0.0) - now <= PAUSE_MOST and not self.holds_still
 
     def _forget_tries(self, id: str) -> None:
         self.tries.pop(id, None)

@@ -79,7 +79,7 @@ class Strays:
     def end(self, now: float) -> None:
         """Terminate those that a second look has seen."""
         for id, stray in self._found.items():
-            if stray.told and id not in self._errands and now >= stray.not_before:
+            if stray.told and id not in self._errands and not 0 < stray.not_before - now <= PAUSE_MOST:
                 self._errands.terminate(id)
 
     @property

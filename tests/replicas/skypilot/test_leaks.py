@@ -147,3 +147,18 @@ async def test_a_machine_that_skypilot_has_forgotten_is_not_called_gone_while_it
     world.sky.machines.clear()  # somebody has read it
     await world.steps(40, 10.0, until=lambda: not world.replicas)
     assert world.replicas == []
+
+
+async def test_a_clock_that_is_set_back_puts_off_no_end_and_no_look(world: Any) -> None:
+    (one,) = await world.ready()
+    error = world.sky.error("CommandError", "the cloud does not let go")
+    world.sky.down_fails = [error] * 200
+    world.controller.set_limits("r1", min=0, max=0)
+    await world.steps(70, 10.0, until=lambda: bool(world.events("terminate_failed")))
+    assert world.sky.machines == {one}
+    world.sky.down_fails.clear()
+    world.clock.now -= 86_400.0
+    stray = f"r1-gw-{world.table.owner}-99"
+    world.sky.appear(stray)
+    await world.steps(30)
+    assert world.sky.machines == set()
