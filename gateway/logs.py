@@ -14,9 +14,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from replicas.provisioners.keeping import PROVISION, Ranks, by_rank, rank_file
+from replicas.provisioners.keeping import PROVISION, Ranks, before, by_rank, rank_file
 
 FOLDER = "replicas"
 FILE = "output.log"
@@ -120,6 +120,10 @@ def tail(path: Path, lines: int) -> tuple[str, int]:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - TAIL_BYTES))
         data = file.read(end - file.tell())
+    if len(data) < TAIL_BYTES and (older := before(path)).exists():
+        with older.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - (TAIL_BYTES - len(data))))
+            data = file.read() + data
     kept = data.splitlines(keepends=True)[-lines:] if lines else []
     return b"".join(kept).decode(errors="replace"), end
 
@@ -127,12 +131,14 @@ def tail(path: Path, lines: int) -> tuple[str, int]:
 async def follow(log: Selected, text: str, offset: int, live: Callable[[], bool]) -> AsyncIterator[bytes]:
     """`text`, then what is written from `offset` on, until the replica is not `live` and all of it is
     read."""
-    yield text.encode()
     ranks, rest = Ranks(), b""
-    with log.path.open("rb") as file:
+    with contextlib.ExitStack() as files:
+        file = files.enter_context(log.path.open("rb"))
         file.seek(offset)
+        yield text.encode()
         while True:
             more = live()  # asked before the read: what was written before its end is still sent
+            anew = _is_another(file, log.path)  # and so is what was written before it began anew
             while data := file.read(CHUNK_BYTES):
                 if log.rank is None:
                     yield data
@@ -142,6 +148,18 @@ async def follow(log: Selected, text: str, offset: int, live: Callable[[], bool]
                 ours = [line for line in lines if ranks.of(line.decode(errors="replace")) == log.rank]
                 if ours:
                     yield b"".join(ours)
-            if not more:
+            if anew:
+                files.close()
+                file = files.enter_context(log.path.open("rb"))
+            elif not more:
                 return
-            await asyncio.sleep(FOLLOW_SECONDS)
+            else:
+                await asyncio.sleep(FOLLOW_SECONDS)
+
+
+def _is_another(file: BinaryIO, path: Path) -> bool:
+    """Whether the log has begun anew since it was opened (keeping.LOG_BYTES)."""
+    try:
+        return not os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:  # in between
+        return False

@@ -129,6 +129,8 @@ class Output:
         """Take in what came since the last call (at most 1 MiB)."""
         try:
             with open(self._path, "rb") as file:
+                if os.fstat(file.fileno()).st_size < self._offset:   # begun anew: keeping.LOG_BYTES
+                    self._offset = 0
                 file.seek(self._offset)
                 piece = file.read(_READ_BYTES)
         except FileNotFoundError:

@@ -1,6 +1,7 @@
 """What is kept of a SkyPilot replica's output in its folder, without secrets; people read it after its end.
 
     output.log        what SkyPilot told of the launch, then all that `setup` and `run` printed, as it came
+    output.1.log      what came before, once that has LOG_BYTES: one such file is kept
     provision.log     SkyPilot's own log of the provisioning; provision-1.log ... of the other nodes
     rank-0.log ...    of a replica of several nodes: its last 10,000 lines of each rank
     secrets.json      what to mask, 0600, until the replica is gone: it outlives flags and gateways
@@ -16,6 +17,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 import re
 import threading
 import time
@@ -39,6 +41,7 @@ LAST_LINES: Final = 10_000       # of each rank
 SAVE_SECONDS: Final = 20.0       # that a down may wait for logs: on a dead machine each second costs money
 RETRY_SECONDS: Final = 2.0       # SkyPilot has a provision log some seconds after the launch has begun
 RESUME_SECONDS: Final = 10.0     # the lines of a log that were kept before come at once
+LOG_BYTES: Final = 256 << 20     # a server that logs each request writes as much in a day
 _OVERLAP_LINES: Final = 20       # so many in a row are the same lines, not the same words
 _OVERLAP_BYTES: Final = 65_536   # of a file's end, to find them in
 _SECRETS: Final = "secrets.json"
@@ -128,16 +131,29 @@ class Resumed:
         self._out("".join(held))
 
 
+def before(path: Path) -> Path:
+    """Where the older part of a log is, if there is one."""
+    return path.with_name(f"{path.stem}.1{path.suffix}")
+
+
 @contextlib.contextmanager
 def appending(directory: Path, name: str = LOG) -> Iterator[MaskedText]:
     """A stream to the file, masked; what was written is there at once. It may repeat what is in the file."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    known = _last_lines(directory / name)
-    with open(directory / name, "a", encoding="utf-8", opener=folder.private) as file:
+    path = directory / name
+    known = _last_lines(path)
+    with contextlib.ExitStack() as files:
+        file = files.enter_context(open(path, "a", encoding="utf-8", opener=folder.private))
 
         def put(text: str) -> None:
+            nonlocal file
             file.write(text)
             file.flush()
+            if name == LOG and file.tell() >= LOG_BYTES and text.endswith("\n"):
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):   # else another has done it
+                    os.replace(path, before(path))
+                files.close()
+                file = files.enter_context(open(path, "a", encoding="utf-8", opener=folder.private))
 
         # Around a job's lines SkyPilot's own differ each time.
         resumed = Resumed(known, put, is_said if name == LOG else bool)
@@ -285,11 +301,12 @@ def by_rank(path: Path, most: int = LAST_LINES) -> dict[int, deque[str]]:
     """The last lines of each rank in a log. Read twice: a worker's setup comes before its rank is told."""
     ranks, found = Ranks(), dict[int, deque[str]]()
     for again in (False, True):
-        with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
-            for line in file:
-                rank = ranks.of(line)
-                if again:
-                    found.setdefault(rank, deque(maxlen=most)).append(line)
+        for part in filter(Path.exists, (before(path), path)):
+            with open(part, encoding="utf-8", errors="replace", newline="\n") as file:
+                for line in file:
+                    rank = ranks.of(line)
+                    if again:
+                        found.setdefault(rank, deque(maxlen=most)).append(line)
     return found
 
 
@@ -323,7 +340,8 @@ def said(line: str) -> str:
 
 def has_words(directory: Path) -> bool:
     """Whether output.log ends with what a process of the job has printed."""
-    return any(map(is_said, _last_lines(directory / LOG)))
+    path = directory / LOG
+    return any(map(is_said, _last_lines(before(path)) + _last_lines(path)))
 
 
 def mentions(directory: Path, words: str, *, last_bytes: int = 65_536) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gateway.logs import known_replicas, prune
+from gateway.logs import Selected, follow, known_replicas, prune, read
+from replicas.provisioners.keeping import before
 
 DAY = 86_400.0
 NOW = 1_800_000_000.0
@@ -50,3 +51,20 @@ def test_what_lives_may_run_or_is_no_replicas_stays_however_old(tmp_path: Path) 
         os.utime(path, (0, 0))
     assert prune(tmp_path, {alive.name}, NOW) == []
     assert foreign.is_dir()
+
+
+async def test_a_log_that_begins_anew_is_shown_and_followed_over_it(tmp_path: Path) -> None:
+    path = tmp_path / "output.log"
+    path.write_text("1\n2\n")
+    text, offset = read(Selected(path), 2)
+    live = [True]
+    said = follow(Selected(path), text, offset, lambda: bool(live))
+    assert await anext(said) == b"1\n2\n"
+    with path.open("a") as old:
+        old.write("3\n")
+    path.rename(before(path))
+    path.write_text("4\n")
+    assert [await anext(said), await anext(said)] == [b"3\n", b"4\n"]
+    live.clear()
+    assert [piece async for piece in said] == []
+    assert read(Selected(path), 3) == ("2\n3\n4\n", 2)

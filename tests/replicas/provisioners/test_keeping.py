@@ -15,7 +15,7 @@ import pytest
 from replicas import tls
 from replicas.phases import PHASES
 from replicas.plans import Plan
-from replicas.provisioners import LaunchError, keeping
+from replicas.provisioners import LaunchError, folder, keeping
 from replicas.provisioners.skypilot import SkyPilotProvisioner
 from replicas.spec import Service
 
@@ -270,3 +270,21 @@ def test_secrets_that_are_not_known_any_more_are_still_found_by_their_looks(tmp_
     keeping.keep_secrets(tmp_path, ["bbbb", "", "bbbb"])
     assert json.loads((tmp_path / "secrets.json").read_text()) == {"values": ["bbbb"]}
     assert keeping.mask(tmp_path)("bbbb") == "***"
+
+
+def test_a_log_has_a_bounded_size_and_loses_no_line_of_its_last_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "LOG_BYTES", 10_000)
+    output, phases = folder.Output(tmp_path), []
+    with keeping.appending(tmp_path) as one, keeping.appending(tmp_path) as other:
+        for n in range(5000):
+            (one if n % 2 else other).write(f"(head, rank={n % 2}, pid=9) line {n}\n")
+            phases.append(output.read())
+    sizes = [path.stat().st_size for path in tmp_path.glob("output*.log")]
+    assert len(sizes) == 2
+    assert all(size < 10_100 for size in sizes)
+    assert keeping.has_words(tmp_path)
+    found = keeping.by_rank(tmp_path / "output.log", 100)
+    assert {rank: len(lines) for rank, lines in found.items()} == {0: 100, 1: 100}
+    assert found[1][-1] == "(head, rank=1, pid=9) line 4999\n"
