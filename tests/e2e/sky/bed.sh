@@ -103,7 +103,7 @@ install_skypilot() { # its wheel, which it would build at the first launch, and 
 from sky.backends import wheel_utils
 print(next(wheel_utils.build_sky_wheel()[0].glob("*.whl")))' 2>"$BED/log/wheel.log") ||
     { tail -20 "$BED/log/wheel.log" >&2; die "no wheel of SkyPilot"; }
-  touch "$wheel"   # SkyPilot, which made the same again, kept its old date, and would do so at each launch
+  touch "$SKY_HOME"/.sky/wheels/*/*.whl   # made again and the same, it keeps its old date and is made at each launch
   uid=$(id -u $ACCOUNT) made="$wheel $uid"
   [ "$(cat "$image/.done" 2>/dev/null)" != "$made" ] || return 0
   say "the nodes' image"
