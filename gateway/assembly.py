@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import importlib.metadata
+import json
 import logging
 import os
 import signal
@@ -232,9 +233,8 @@ def main() -> None:
     for noisy in ("httpx", "httpcore", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        known = launching.variables(settings, os.environ, launching.kept(settings.state_dir))
+        known, service = _read(settings)
         launching.keep(settings.state_dir, known)  # we hold the state dir's lock
-        service = spec.load(settings.yaml, model=settings.model, environ={**os.environ, **known.all()})
     except (SpecError, SettingsError) as error:
         log.error("%s", error)
         sys.exit(EXIT_CONFIG)
@@ -249,6 +249,22 @@ def main() -> None:
     logging.shutdown()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _read(settings: Settings) -> tuple[Variables, Service]:
+    """Raises SpecError and SettingsError."""
+    known = launching.variables(settings, os.environ, launching.kept(settings.state_dir))
+    return known, spec.load(settings.yaml, model=settings.model, environ={**os.environ, **known.all()})
+
+
+def trial() -> None:
+    """Whether a controller of this code would start with the settings on stdin: says `ok`, or why not."""
+    try:
+        _read(Settings.from_json(json.load(sys.stdin)))
+    except (SpecError, SettingsError) as error:
+        print(" ".join(str(error).split()))
+    else:
+        print("ok")
 
 
 class _NoWorkers:

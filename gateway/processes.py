@@ -18,8 +18,9 @@ def module_command(module: str) -> list[str]:
 
 
 def trial_command() -> list[str]:
-    """Says `ok` where the code on disk can be imported as a child of the supervisor would."""
-    return [sys.executable, *_safe(), "-c", "import gateway.admin, gateway.app; print('ok')"]
+    """Says `ok` where the code on disk can be imported, and can use the settings on stdin and their YAML."""
+    code = "import gateway.admin, gateway.app, gateway.assembly; gateway.assembly.trial()"
+    return [sys.executable, *_safe(), "-c", code]
 
 
 def _safe() -> list[str]:

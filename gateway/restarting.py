@@ -1,7 +1,7 @@
 """`gateway restart`: new processes from the code on disk, one by one, on the sockets the supervisor kept.
 
-The code is tried before: an update that went wrong must not cost the controller, whose place only a new one
-can take. The controller first: without one, workers go on with the last list of replicas. Then, worker by
+Code and YAML are tried before: an update that went wrong must not cost the controller, whose place only a new
+one can take. The controller first: without one, workers go on with the last list of replicas. Then, worker by
 worker, the successor in a free row of the board; once it serves, the old one *retires*: it accepts nothing
 more, and ends with its last request, held ones included. Whatever does not come to serve ends the restart:
 what ran, runs.
@@ -9,6 +9,7 @@ what ran, runs.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -22,6 +23,7 @@ from typing import Literal, Protocol
 
 from gateway.child import RETIRE
 from gateway.processes import describe_exit
+from gateway.settings import Settings
 
 log = logging.getLogger("gateway.supervisor")
 
@@ -71,8 +73,9 @@ class Slot:
 
 
 class Supervision(Protocol):
-    """What a restart needs of the supervisor. `trial`: says `ok` where the code can be used."""
+    """What a restart needs of the supervisor. `trial`: says `ok` where code and YAML can be used."""
 
+    settings: Settings
     slots: list[Slot]
     rows: int
     trial: list[str] | None
@@ -98,20 +101,20 @@ def restart(gateway: Supervision) -> None:
             f"{count} workers of the last restart still finish their requests: try again later"
         )
     if gateway.trial is not None:
-        _try_code(gateway, gateway.trial)
+        _try(gateway, gateway.trial)
     _replace_controller(gateway, gateway.slots[0])
     for old, row in zip(workers, free, strict=False):
         _replace_worker(gateway, old, row)
 
 
-def _try_code(gateway: Supervision, command: list[str]) -> None:
+def _try(gateway: Supervision, command: list[str]) -> None:
     # Not in the metrics folder: it would write over the supervisor's file there.
     environment = {k: v for k, v in os.environ.items() if k != "PROMETHEUS_MULTIPROC_DIR"}
-    deadline, nothing = time.monotonic() + TRIAL_SECONDS, subprocess.DEVNULL
-    with (
-        tempfile.TemporaryFile() as said,
-        subprocess.Popen(command, env=environment, stdin=nothing, stdout=said, stderr=said) as process,
-    ):
+    deadline = time.monotonic() + TRIAL_SECONDS
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as said:
+        given.write(json.dumps(gateway.settings.to_json()).encode())
+        given.seek(0)
+        process = subprocess.Popen(command, env=environment, stdin=given, stdout=said, stderr=said)
         try:
             while process.poll() is None and time.monotonic() < deadline:
                 gateway.attend(deadline - time.monotonic())
@@ -119,12 +122,13 @@ def _try_code(gateway: Supervision, command: list[str]) -> None:
             code = process.returncode
         finally:
             process.kill()
+            process.wait()
         said.seek(0)
         lines = said.read().decode(errors="replace").split("\n")
     if "ok" not in lines:
         how = "its trial has no end" if code is None else f"its trial ended with {describe_exit(code)}"
         why = next((line for line in reversed(lines) if line.strip()), how)
-        raise RestartFailed(f"the code on disk cannot be used ({why.strip()}). All runs on as before")
+        raise RestartFailed(f"what is on disk cannot be used ({why.strip()}). All runs on as before")
 
 
 def _free_rows(gateway: Supervision) -> list[int]:

@@ -3,14 +3,17 @@ behind."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway import statedir
+from gateway import processes, statedir
+from gateway.settings import make
 
 from .test_supervisor import Gateway, Start, start
 
@@ -126,6 +129,19 @@ print("ok")
     (tmp_path / "mended").touch()
     assert restart(gateway)["state"] == "done"
     assert gateway.end()[0] == 0
+
+
+@pytest.mark.parametrize(("yaml", "says"), [("run: x\n", "ok"), ("run: [\n", "x.yaml")])
+def test_the_trial_reads_the_yaml_as_a_controller_would(tmp_path: Path, yaml: str, says: str) -> None:
+    (tmp_path / "x.yaml").write_text(yaml + "resources: {ports: 1}\nservice: {readiness_probe: /health}\n")
+    settings = make(tmp_path / "x.yaml", state_dir=tmp_path / "state", provisioner="local")
+    done = subprocess.run(
+        processes.trial_command(), input=json.dumps(settings.to_json()), capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert says in done.stdout
+    assert (done.stdout == "ok\n") == (says == "ok")
+    assert not (tmp_path / "state").exists()
 
 
 def test_a_stop_while_the_code_is_tried_does_not_wait_for_that(start: Start) -> None:
