@@ -229,7 +229,8 @@ class Fleet:
             self.move(r, Event.PASSED, now, "it answers again")
         elif r.state is State.NOT_READY and not self.holds_still:
             # While nobody can look, and nothing could take its place, it may yet come back.
-            if signs.listed != "unknown" and health.expired(signs, now, threshold=threshold, grace=grace):
+            watched = signs.listed != "unknown" and self.starts.watched(now, threshold)
+            if watched and health.expired(signs, now, threshold=threshold, grace=grace):
                 others = self.count(State.READY)
                 if health.hung(signs, now, grace=grace) and not others and self.decision.target > 0:
                     self.written_off.add(r.id)  # it may yet come back; ended when its replacement is READY

@@ -105,3 +105,27 @@ async def test_while_it_does_not_answer_the_cloud_is_asked_every_ten_seconds(wor
     asked = len(world.sky.asked)
     await world.steps(31)
     assert all(mode.value != "force" for _, mode in world.sky.asked[asked:])
+
+
+async def test_a_gateway_that_slept_or_a_clock_set_forward_ends_nothing_at_once(world: Any) -> None:
+    """For an hour nobody has asked it: that is no hour of failed probes."""
+    (one,) = await world.ready()
+    await world.steps(70, 10.0)  # the first minutes, in which kernels compile, are over
+    world.mute.add(one)
+    await world.steps(10, until=lambda: world.states == [State.NOT_READY])
+    world.clock.now += 3600.0
+    await world.controller.tick()
+    assert world.states == [State.NOT_READY]
+    world.mute.clear()
+    await world.steps(5, until=lambda: world.states == [State.READY])
+    assert (world.launched, world.sky.downed) == ([one], [])
+
+
+async def test_and_one_that_stays_silent_is_replaced_all_the_same(world: Any) -> None:
+    (one,) = await world.ready()
+    await world.steps(70, 10.0)
+    world.mute.add(one)
+    await world.steps(10, until=lambda: world.states == [State.NOT_READY])
+    world.clock.now += 3600.0
+    await world.steps(300, until=lambda: one in world.sky.downed)
+    assert one in world.sky.downed
