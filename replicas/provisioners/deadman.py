@@ -144,8 +144,8 @@ class DeadMan:
             return
         self._timers[id] = timer
         folder = self._root / id
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             launcher.write_atomically(str(folder / FILE), {"acts_at": timer.acts_at, "none": timer.none})
         except OSError as error:   # a full disk: the next gateway counts from its own first order
             log.warning("%s: %s", id, error)

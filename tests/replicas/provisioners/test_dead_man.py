@@ -138,6 +138,13 @@ def test_an_order_that_is_answered_after_the_end_leaves_no_timer(timers: Any, cl
     assert (kept.acts_at(ID), kept.known()) == (None, [])
 
 
+def test_a_full_disk_fails_no_launch_that_has_succeeded(timers: Any, clock: Any, tmp_path: Path) -> None:
+    (tmp_path / ID).write_text("where its folder should be")
+    kept = timers()
+    kept.armed(ID, clock.now)
+    assert kept.acts_at(ID) == clock.now + 7200
+
+
 async def test_a_launch_arms_it_and_looks_keep_it_armed_until_the_end(
     fake_sky: Any, service: Build, clock: Any, tmp_path: Path
 ) -> None:
