@@ -104,7 +104,10 @@ def is_away(exceptions: Any, error: Exception) -> bool:
 
 
 def is_unreachable(exceptions: Any, error: Exception) -> bool:
-    """Whether a machine could not be asked; False: it was, and what we asked for is not on it."""
+    """Whether a machine could not be asked; False: it was, or there is nothing to ask, as SkyPilot never came
+    so far (backend_utils.py: check_cluster_available; after a crash of its server it may call that UP)."""
+    if isinstance(error, exceptions.ClusterNotUpError) and "not properly set up" in str(error):
+        return False
     return not isinstance(error, exceptions.CommandError) or error.returncode == 255   # 255: ssh's own
 
 

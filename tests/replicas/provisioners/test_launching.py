@@ -235,6 +235,24 @@ async def test_a_cluster_that_does_not_say_is_asked_again_and_then_made_anew_wit
     assert fake_sky.clusters[ID] is not left
 
 
+async def test_a_cluster_that_sky_calls_up_and_never_set_up_is_made_anew_soon(
+    skypilot: SkyPilot, fake_sky: Any, service: Build
+) -> None:
+    """As after a crash of SkyPilot's server between the allocation and the set-up."""
+    await broken_before_run(skypilot(), fake_sky, service())
+    left = fake_sky.clusters[ID]
+    says = f"Cluster '{ID}' has been stopped or not properly set up. Please re-launch it with `sky start`."
+    error = fake_sky.exceptions.ClusterNotUpError(says, left.status)
+    fake_sky.queue = lambda cluster: fake_sky._request(error)
+    provisioner = skypilot()
+    for _ in range(2):
+        with pytest.raises(LaunchError, match="cannot be told yet"):
+            await provisioner.launch(ID, service(), {})
+    await provisioner.launch(ID, service(), {})
+    assert fake_sky.jobs(ID) == 1
+    assert fake_sky.clusters[ID] is not left
+
+
 async def test_a_machine_that_cannot_be_reached_for_minutes_keeps_its_run(
     skypilot: SkyPilot, fake_sky: Any, service: Build, tmp_path: Path
 ) -> None:
