@@ -27,7 +27,9 @@ def test_a_killed_gateway_adopts_its_replica_and_a_preempted_replica_is_replaced
     assert ask(gateway)[0].startswith("There are")
     assert site.clusters("loss") == [first["id"]]
 
-    lap("answered again")
+    # The gateway follows the log anew; what it had not read is lost with the machine.
+    eventually(lambda: "POST /v1/chat/completions" in gateway.output(first["id"]), 90)
+    lap("answered again, its log followed")
     site.preempt(first["id"])
     eventually(lambda: not gateway.ready())
     lap("scancel: out of rotation")
