@@ -2,7 +2,8 @@
 
 The points are found, not chosen: a life without a kill is watched for each commit of state.db and each call
 that changes something in SkyPilot; then the gateway is killed before and after each of them. The next one
-must end up with exactly the clusters wanted: none twice, none forgotten. `pytest -s` shows the table.
+must end up with exactly the clusters wanted: none twice, none forgotten. A run of the tests ends with the
+table.
 """
 
 from __future__ import annotations
@@ -109,7 +110,9 @@ async def life(world: Any, kill_at: int | None) -> Story:
     return story
 
 
-async def test_killed_before_and_after_each_saved_step(make_world: Any) -> None:
+async def test_killed_before_and_after_each_saved_step(
+    make_world: Any, record_property: Callable[[str, object], None]
+) -> None:
     whole = make_world()
     await life(whole, None)
     points = whole.life.touches
@@ -131,9 +134,10 @@ async def test_killed_before_and_after_each_saved_step(make_world: Any) -> None:
         rows.append((n, point, len(world.launched), submitted, len(set(world.sky.downed)), left))
     assert len(rows) >= 30
     assert missed <= 2
-    print(f"\nkilled at {'':<56} launches  run submitted  downed  left")
+    lines = [f"killed at {'':<56} launches  run submitted  downed  left"]
     for n, point, launches, submitted, downed, left in rows:
-        print(f"{n:>3} {point:<62} {launches:>8} {submitted:>14} {downed:>7} {left:>5}")
+        lines.append(f"{n:>3} {point:<62} {launches:>8} {submitted:>14} {downed:>7} {left:>5}")
+    record_property("table", "\n".join(lines))
 
 
 class ServerDies(Story):
