@@ -20,9 +20,9 @@ ARG CLOUDS=
 RUN [ -z "$CLOUDS" ] || uv pip install --no-cache --python /opt/skygate/bin/python --no-build-isolation ".[$CLOUDS]"
 
 FROM python:3.12-slim
-# SkyPilot reaches its clusters by ssh and rsync.
+# SkyPilot reaches its clusters by ssh and rsync, and pods through socat and nc.
 RUN apt-get update \
- && apt-get install -y --no-install-recommends openssh-client rsync \
+ && apt-get install -y --no-install-recommends netcat-openbsd openssh-client rsync socat \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --create-home --uid 10001 gateway \
  && install -d -m 0700 -o gateway -g gateway /home/gateway/.gateway

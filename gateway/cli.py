@@ -158,23 +158,14 @@ def demo(once: bool, state_dir: str | None, port: int, admin_port: int) -> None:
         sys.exit(run(once=once, state_dir=state_dir, port=port, admin_port=admin_port))
 
 
-CHECKED = (
-    *("plan", "gpus", "num_nodes", "use_spot", "infra", "env", "secret", "env_file", "max_hourly_cost"),
-    *("price", "max_replicas", "provisioner", "state_dir", "host", "port", "admin_host", "admin_port"),
-    *("api_key", "api_keys_file", "admin_key", "insecure_open"),
-    *("replica_transport", "replica_ca"),
-)
-"""Settings of `up` that `check` takes too: what they say changes what it finds."""
-
-
 @main.command()
 @click.argument("file")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
-@setting_options(CHECKED)
+@setting_options()
 def check(file: str, as_json: bool, **values: Any) -> None:
     """Read a SkyPilot YAML: what would be launched, for how much, and what is wrong or missing.
 
-    Takes the flags of `up` that matter for that. Starts nothing and asks no cloud.
+    Takes the flags of `up`, so that any command line of it can be tried. Starts nothing and asks no cloud.
     """
     from gateway import launching, preflight
     from gateway.display import service_facts, service_view
@@ -184,7 +175,7 @@ def check(file: str, as_json: bool, **values: Any) -> None:
         settings = replace(options.make(**values), file=Path(file))
         settings = replace(settings, provisioner=options.guess_provisioner(settings))
         known = launching.variables(settings, os.environ, launching.kept(settings.state_dir))
-        service = spec.load(file, environ={**os.environ, **known.all()})
+        service = spec.load(file, model=settings.model, environ={**os.environ, **known.all()})
     wanted = launching.options(settings, known)
     found = preflight.report(service, settings, wanted, preflight.Machine.this())
     if as_json:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -133,6 +133,11 @@ def options(settings: Settings, known: Variables) -> Options:
         secrets={**known.file, **known.secrets},
         rented=rented,
     )
+
+
+def price_flags(kinds: Iterable[str]) -> str:
+    """What says the price of each of these kinds of machine."""
+    return " ".join(f"--price {kind}=DOLLARS" for kind in kinds)
 
 
 def replica_price(settings: Settings) -> float | None:

@@ -12,12 +12,12 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from gateway import transport
+from gateway import launching, transport
 from gateway.settings import Settings, SettingsError
 from replicas import command, plans
 from replicas.plans import Menu, Options, Plan
@@ -125,7 +125,7 @@ def offers(menu: Menu, machine: Machine) -> list[dict[str, Any]]:
     tried = plans.choices(menu, 0.0)
     tried = tried or plans.choices(_unlimited(menu), 0.0)
     kinds = {kind for plan in tried for kind in _kinds(menu, plan)}
-    unpriced = sorted(kind for kind in kinds if kind.lower() not in _given(menu.options))
+    unpriced = _unpriced(menu, kinds)
     listed = machine.prices(unpriced, machine.home) if menu.options.rented else {}
     return [_offer(menu, plan, listed) for plan in tried]
 
@@ -148,6 +148,7 @@ def _offer(menu: Menu, plan: Plan, listed: Prices) -> dict[str, Any]:
         "spot": plan.use_spot,
         "price": price,
         "price_source": None if price is None else source,
+        "unpriced": _unpriced(menu, _kinds(menu, plan)) if price is None else [],
         "refused": price is not None and limit is not None and price > limit,
     }
 
@@ -156,8 +157,10 @@ def _kinds(menu: Menu, plan: Plan) -> tuple[str, ...]:
     return (plan.accelerators,) if plan.accelerators else menu.own
 
 
-def _given(options: Options) -> set[str]:
-    return {kind.lower() for kind in options.prices}
+def _unpriced(menu: Menu, kinds: Iterable[str]) -> list[str]:
+    """Those that no --price names."""
+    given = {kind.lower() for kind in menu.options.prices}
+    return sorted(kind for kind in kinds if kind.lower() not in given)
 
 
 def _unlimited(menu: Menu) -> Menu:
@@ -213,13 +216,14 @@ def findings(
 
 
 def _prices(found: Sequence[Mapping[str, Any]]) -> list[Finding]:
-    unknown = {kind for offer in found if offer["price"] is None for kind in offer["accelerators"]}
+    unknown = {kind for offer in found for kind in offer["unpriced"]}
     refused = [offer["plan"] for offer in found if offer["refused"]]
     missing = []
     if unknown:
         kinds = sorted(unknown)
         what = f"of {', '.join(kinds)}: no catalogue on this machine has it"
-        missing.append(Finding("price", what, f"--price {kinds[0]}=DOLLARS, of one node"))
+        fix = f"{launching.price_flags(kinds)} (an hour, of one node), or --price DOLLARS (of any replica)"
+        missing.append(Finding("price", what, fix))
     if refused:
         what = f"{', '.join(refused)}: over --max-hourly-cost, never launched"
         missing.append(Finding("price", what, "a higher limit, or leave the plan out"))

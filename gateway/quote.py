@@ -56,7 +56,7 @@ class Quote:
 
     hourly: float | None
     seconds: float
-    unpriced: str = ""  # the kind of machine whose price is not known
+    unpriced: tuple[str, ...] = ()  # kinds of machines whose price is not known
 
     def __str__(self) -> str:
         from gateway.display import duration
@@ -77,18 +77,20 @@ def quote(service: Service, settings: Settings, plans: Sequence[Mapping[str, Any
     open_plans = [plan for plan in plans if not plan["refused"]]
     if not open_plans:
         raise SettingsError("every plan is over --max-hourly-cost: raise it, or give a cheaper --plan")
-    unknown = [plan for plan in open_plans if plan["price"] is None]
-    if unknown:
-        return Quote(None, seconds, next(iter(unknown[0]["accelerators"]), ""))
+    if any(plan["price"] is None for plan in open_plans):
+        kinds = {kind for plan in open_plans for kind in plan["unpriced"]}
+        return Quote(None, seconds, tuple(sorted(kinds)))
     return Quote(max(plan["price"] for plan in open_plans), seconds)
 
 
 def refusal(found: Quote, max_cost: float) -> str | None:
     """Why it must not begin; None when it may."""
+    from gateway import launching
     from gateway.display import duration
 
     if found.hourly is None or found.dollars is None:
-        one = f" or --price {found.unpriced}=DOLLARS (of one node)" if found.unpriced else ""
+        each = launching.price_flags(found.unpriced)
+        one = f" or {each} (of one node)" if each else ""
         return (
             "the price is not known, so --max-cost could not be kept:"
             f" give --price DOLLARS (of a replica, an hour){one}"

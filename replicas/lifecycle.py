@@ -75,7 +75,6 @@ COMING: Final = frozenset({State.PENDING, State.PROVISIONING, State.STARTING})
 SERVING: Final = frozenset({State.READY, State.NOT_READY})
 CAPACITY: Final = COMING | SERVING
 """What counts toward the target."""
-LEAVING: Final = frozenset({State.DRAINING, State.FAILED, State.TERMINATING})
 
 
 class IllegalTransition(Exception):

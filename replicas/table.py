@@ -274,10 +274,6 @@ class Table:
         closed or the open ones only."""
         return [_entry(row) for row in self._rows(_LEDGER, since, closed)]
 
-    def total_cost(self, service: str) -> float:
-        """Dollars that all replicas of the service have cost since the state dir was made."""
-        return float(self._rows("SELECT total(dollars) FROM ledger WHERE service = ?", service)[0][0])
-
     def add_event(self, event: Mapping[str, Any], at: float) -> dict[str, Any]:
         """Append to the log of events; returns it as `last_events` will: with its `id` (growing) and `at`."""
         with self._transaction(durable=False):

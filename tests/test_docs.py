@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import click
 import pytest
 
-from gateway import errors, metrics
+from gateway import cli, errors, metrics
 from gateway.settings import SETTINGS
 from replicas import lifecycle
 
@@ -115,6 +116,15 @@ def readme() -> str:
 def test_a_generated_part_of_the_readme_is_what_the_code_says(part: str, readme: str) -> None:
     held = readme.partition(f"<!-- {part}:begin -->\n")[2].partition(f"\n<!-- {part}:end -->")[0]
     assert held == GENERATED[part](), "run: make docs"
+
+
+def test_a_command_line_of_up_in_the_readme_can_be_given_to_check(readme: str) -> None:
+    text = readme.replace("\\\n", " ")
+    found = re.findall(r"^gateway (?:up|check) (?=\S+\.yaml)(.*)$", text, re.MULTILINE)
+    assert len(found) >= 6
+    for line in found:
+        with cli.check.make_context("check", shlex.split(line, comments=True)) as context:
+            assert context.params["file"].endswith(".yaml"), line
 
 
 def test_every_metric_named_in_prose_exists(readme: str) -> None:

@@ -167,6 +167,7 @@ def test_the_image_runs_the_same_entry_point_as_another_user() -> None:
     assert "USER gateway" in lines
     assert any("--require-hashes -r requirements.lock" in line for line in lines)
     assert any("GATEWAY_HOST=0.0.0.0" in line for line in lines)
+    assert any({"openssh-client", "rsync", "netcat-openbsd", "socat"} <= set(line.split()) for line in lines)
 
 
 def test_the_images_health_check_is_a_command_that_parses() -> None:

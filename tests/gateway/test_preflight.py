@@ -96,8 +96,28 @@ def test_a_catalogue_prices_what_no_flag_does(machine: Machine) -> None:
 def test_a_price_that_nobody_knows_is_unknown_and_so_is_the_ceiling(machine: Machine) -> None:
     found = report(machine)
     assert (found["plans"][0]["price"], found["ceiling"]) == (None, None)
-    assert "--price H200:8=DOLLARS" in fixes(found, "price")
+    fix = "--price H200:8=DOLLARS (an hour, of one node), or --price DOLLARS (of any replica)"
+    assert fixes(found, "price").endswith(f"-> {fix}")
     assert report(machine, max_hourly_cost=50)["ceiling"] == 50.0
+
+
+def test_every_kind_that_has_no_price_yet_is_named_and_with_all_of_them_the_plan_has_one(
+    machine: Machine,
+) -> None:
+    yaml = (PINNED % "").replace("H200:8", "{L4: 1, A10G: 1, A100: 1}")
+    given: list[str] = []
+    for said in (
+        "--price A100:1=DOLLARS --price A10G:1=DOLLARS --price L4:1=DOLLARS (an hour",
+        "--price A10G:1=DOLLARS --price L4:1=DOLLARS (an hour",
+        "--price A10G:1=DOLLARS (an hour",
+    ):
+        found = report(machine, yaml, price=given)
+        assert found["plans"][0]["price"] is None
+        assert f"-> {said}" in fixes(found, "price")
+        given.append({0: "a100:1=3", 1: "L4=0.5"}.get(len(given), "A10G:1=1"))
+    found = report(machine, yaml, price=given)
+    assert (found["plans"][0]["price"], found["ceiling"], kinds(found)) == (3.0, 9.0, ["quota"])
+    assert report(machine, yaml, price=["2"])["plans"][0]["price"] == 2.0
 
 
 def test_a_plan_over_the_limit_is_shown_as_refused(machine: Machine) -> None:
@@ -225,6 +245,27 @@ def test_json_has_all_of_it(tmp_path: Path) -> None:
     assert (found["name"], found["max_replicas"], found["ceiling"]) == ("deepseek-r1", 2, 60.0)
     assert [plan["plan"] for plan in found["plans"]] == ["H200:8x1 spot", "H200:8x1 on-demand"]
     assert {one["kind"] for one in found["findings"]} >= {"pin", "credential"}
+
+
+def test_the_readmes_launch_plans_can_be_checked_first(tmp_path: Path) -> None:
+    flags = "--plan H200:8x1 --plan H100:8x2 --max-hourly-cost 120 --max-daily-cost 500 --price H200:8=27.5"
+    more = "--model r1 --dead-man 7200 --keep-failed 30m --provision-timeout 900 --json"
+    done = check(str(CONFIG / "deepseek-r1-671b.yaml"), *flags.split(), *more.split(), home=tmp_path)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.output)
+    assert (found["model"], found["ceiling"]) == ("r1", 120.0)
+    plans = [(plan["plan"], plan["price"]) for plan in found["plans"]]
+    assert plans == [
+        ("H200:8x1 spot", 27.5), ("H100:8x2 spot", None),
+        ("H200:8x1 on-demand", 27.5), ("H100:8x2 on-demand", None),
+    ]  # fmt: skip
+
+
+def test_the_recipe_without_a_plan_never_rents_twice_what_it_needs(machine: Machine) -> None:
+    settings = make(provisioner="skypilot", port=0, admin_port=0)
+    service = load(CONFIG / "deepseek-r1-671b.yaml")
+    found = preflight.report(service, settings, launching.options(settings, NO_VARIABLES), machine)
+    assert [(plan["nodes"], plan["accelerators"]) for plan in found["plans"]] == 2 * [(2, ["H100:8"])]
 
 
 def test_wrong_flags_are_one_line(tmp_path: Path) -> None:

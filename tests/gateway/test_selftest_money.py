@@ -23,7 +23,8 @@ SERVICE = parse(
 
 
 def plan(price: float | None, refused: bool = False, kind: str = "L4:1") -> dict[str, Any]:
-    return {"price": price, "refused": refused, "accelerators": [kind] if kind else []}
+    unpriced = [kind] if kind and price is None else []
+    return {"price": price, "refused": refused, "unpriced": unpriced}
 
 
 def test_the_dearest_plan_counts_for_two_cold_starts_and_the_rest() -> None:
@@ -35,8 +36,10 @@ def test_the_dearest_plan_counts_for_two_cold_starts_and_the_rest() -> None:
 
 
 def test_a_price_that_is_not_known_names_the_flag() -> None:
-    one = quote.quote(SERVICE, make(), [plan(1.0), plan(None)])
-    assert "--price DOLLARS (of a replica, an hour) or --price L4:1=DOLLARS" in (quote.refusal(one, 9) or "")
+    some = quote.quote(SERVICE, make(), [plan(1.0, kind="T4:1"), plan(None), plan(None, kind="A10G:1")])
+    assert (quote.refusal(some, 9) or "").endswith(
+        "--price DOLLARS (of a replica, an hour) or --price A10G:1=DOLLARS --price L4:1=DOLLARS (of one node)"
+    )
     any_kind = quote.quote(SERVICE, make(), [plan(None, kind="")])
     assert "--price DOLLARS (of a replica, an hour)" in (quote.refusal(any_kind, 9) or "")
 
