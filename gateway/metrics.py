@@ -151,6 +151,11 @@ LEVELS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "Until a replica ends itself unless this gateway goes on.",
         ("service", "replica"),
     ),
+    "gateway_replica_dead_man_limit_seconds": (
+        "gauge",
+        "That time in full: `--dead-man`, or a cold start or `--keep-failed` if one of them is longer.",
+        ("service", "replica"),
+    ),
     "gateway_cost_dollars_total": ("counter", "Dollars spent on replicas, restarts included.", ("service",)),
 }
 # Each state is always present, 0 included, so that a panel or alert does not lose its series.
@@ -321,6 +326,7 @@ class Levels(Collector):
                 put("gateway_replica_generation_tokens_per_second", key, speed)
                 put("gateway_replica_cost_dollars_per_hour", key, replica["hourly_cost"])
                 put("gateway_replica_dead_man_seconds", key, replica.get("dead_man_seconds"))
+                put("gateway_replica_dead_man_limit_seconds", key, replica.get("dead_man_limit_seconds"))
         yield from families.values()
 
 

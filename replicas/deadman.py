@@ -65,9 +65,12 @@ class Alarm:
         self._told &= seen
 
     def status(self, services: list[dict[str, Any]], now: float) -> dict[str, Any]:
-        """`dead_man_seconds` of each replica in there, and what the provisioner says of itself."""
+        """`dead_man_seconds` and, of those that have a timer, `dead_man_limit_seconds` of each replica in
+        there, and what the provisioner says of itself."""
         for service in services:
             for replica in service["replicas"]:
-                replica["dead_man_seconds"] = self.left(replica["id"], now)
+                left = self.left(replica["id"], now)
+                replica["dead_man_seconds"] = left
+                replica["dead_man_limit_seconds"] = None if left is None else self._limit
         says = getattr(self._source, "says", None)
         return {"says": says, "trouble": bool(getattr(self._source, "trouble", False))}

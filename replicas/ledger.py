@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from replicas import plans
 from replicas.costs import HOUR, Entry, Sums, Waker
@@ -82,14 +82,14 @@ class Ledger:
         added: dict[str, float] = {}
         rows = {r.id: r for r in replicas}
         for r in rows.values():
-            if r.state is State.PENDING or _over(r) or (r.hourly_cost is None and r.launched_at is None):
+            if r.state in (State.PENDING, State.GONE) or (r.hourly_cost is None and r.launched_at is None):
                 continue
             known = r.id not in self._unsettled
-            if not known and (listed is None or r.id not in listed):
+            if (not known or r.failure == "preempted") and (listed is None or r.id not in listed):
                 continue  # until it is seen, or its row says that it is gone
             self._unsettled.discard(r.id)
             before = self._open.get(r.id)
-            entry = before or Entry(r.id, r.service, now, now)
+            entry = before or self._first(r.id, r.service, now, since=now)
             if r.id in self._awaited:  # its machine is here
                 self._awaited.discard(r.id)
                 entry = replace(entry, begun=now, until=now)
@@ -101,8 +101,10 @@ class Ledger:
             entry = _grown(before or self._stray(machine, now), now, ready=False, busy=False)
             dollars = self._count(before, entry, machine.hourly_cost)
             added[entry.service] = added.get(entry.service, 0.0) + dollars
-        for id in [id for id in self._open if (id not in rows or _over(rows[id])) and id not in strays]:
-            self._close(id)
+        over = [id for id in self._open if id not in rows or _over(rows[id], listed)]
+        for id in over:
+            if id not in strays:
+                self._close(id)
         return {service: dollars for service, dollars in added.items() if dollars}
 
     # ------------------------------------------------------------ what is told
@@ -141,11 +143,15 @@ class Ledger:
 
     def _stray(self, machine: Instance, now: float) -> Entry:
         """It has cost money since its last entry was closed, or, if it never had any, since its launch."""
-        part, until = self._last.get(machine.id, (0, machine.launched_at or now))
         service, _ = service_and_owner(machine.id) or (machine.id, "")
+        entry = self._first(machine.id, service, now, since=machine.launched_at or now)
+        return replace(entry, region=machine.region, spot=machine.spot)
+
+    def _first(self, id: str, service: str, now: float, *, since: float) -> Entry:
+        """From `since`; of what was thought gone and is there after all, from where its last part ended."""
+        part, until = self._last.get(id, (0, since))
         begun = min(until, now)
-        place: dict[str, Any] = {"region": machine.region, "spot": machine.spot}
-        return Entry(machine.id, service, begun, begun, part + 1, **place)
+        return Entry(id, service, begun, begun, part + 1)
 
     def _put(self, entry: Entry) -> None:
         self._open[entry.replica] = entry
@@ -174,9 +180,12 @@ class Ledger:
         self._last[entry.replica] = max(part, entry.part), max(until, entry.until)
 
 
-def _over(r: Replica) -> bool:
-    """It costs nothing any more: verified gone, or taken from us."""
-    return r.state is State.GONE or r.failure == "preempted"
+def _over(r: Replica, listed: Collection[str] | None) -> bool:
+    """It costs nothing any more: verified gone, or taken from us and not listed any more. What is listed may
+    be stopped, or have lost one node of several: the rest bills until its `down` is verified."""
+    if r.state is State.GONE:
+        return True
+    return r.failure == "preempted" and listed is not None and r.id not in listed
 
 
 def _placed(entry: Entry, r: Replica) -> Entry:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from gateway import metrics
+from gateway import launching, metrics
+from gateway.settings import make
 from replicas import command
+from replicas.deadman import Alarm
+from replicas.lifecycle import State, new
 from replicas.spec import Service, load
 
 CONFIG = Path(__file__).parent.parent / "config"
@@ -184,9 +189,13 @@ def test_every_yaml_in_config_is_yaml(path: Path) -> None:
     assert yaml.safe_load(path.read_text())
 
 
-def test_each_alert_is_about_a_metric_that_exists_and_prometheus_is_told_of_the_file() -> None:
+def alerts_by_name() -> dict[str, dict[str, Any]]:
     rules = yaml.safe_load((CONFIG / "alerts.yml").read_text())["groups"]
-    alerts = [rule for group in rules for rule in group["rules"]]
+    return {rule["alert"]: rule for group in rules for rule in group["rules"]}
+
+
+def test_each_alert_is_about_a_metric_that_exists_and_prometheus_is_told_of_the_file() -> None:
+    alerts = alerts_by_name().values()
     counted = {sample for family in metrics.FAMILIES for sample in (family._name, f"{family._name}_total")}
     known = {*metrics.LEVELS, *counted}
     assert alerts
@@ -195,4 +204,63 @@ def test_each_alert_is_about_a_metric_that_exists_and_prometheus_is_told_of_the_
         assert names
         assert names <= known, alert["alert"]
         assert alert["annotations"]["summary"]
+        assert alert["annotations"]["description"]
     assert yaml.safe_load((CONFIG / "prometheus.yml").read_text())["rule_files"] == ["alerts.yml"]
+
+
+def test_half_an_hour_of_ends_that_fail_wakes_somebody_and_says_what_to_do() -> None:
+    (alert,) = (a for a in alerts_by_name().values() if "gateway_ends_failing" in a["expr"])
+    assert (alert["expr"], alert["for"]) == ("gateway_ends_failing > 0", "30m")
+    assert alert["labels"]["severity"] == "critical"
+    assert "bill" in alert["annotations"]["summary"]
+    for next_step in ("gateway status", "cloud's console"):
+        assert next_step in alert["annotations"]["description"]
+
+
+class Watched:
+    """A fleet of one replica, and the provisioner that says when it ends itself: `left` s from 0."""
+
+    def __init__(self) -> None:
+        row = new("r1-1", "r1", 1, 0, spec_hash="x", spec_text="", now=0.0, reason="needed")
+        self.rows = {row.id: replace(row, state=State.READY)}
+        self.left = 0.0
+        self.told: list[str] = []
+
+    def dead_man(self, id: str) -> float:
+        return self.left
+
+    def tell(self, kind: str, reason: str, now: float, *, replica: str | None, **more: Any) -> None:
+        self.told.append(more["code"])
+
+
+@pytest.mark.parametrize(
+    ("values", "initial_delay", "limit"),
+    [
+        ({}, 1200.0, 7200.0),
+        ({"dead_man": "1h", "provision_timeout": "2400"}, 600.0, 3600.0),  # a cold start of 3000 s
+        ({"dead_man": "1h", "provision_timeout": "3000"}, 3600.0, 6600.0),
+        ({"dead_man": "1h", "keep_failed": "4h"}, 600.0, 14_400.0),
+    ],
+)
+def test_the_dead_mans_alert_comes_with_the_event_at_half_time_whatever_the_limit_is(
+    values: dict[str, Any], initial_delay: float, limit: float, local: Service
+) -> None:
+    probe = local.probe.model_copy(update={"initial_delay_seconds": initial_delay})
+    found = launching.dead_man(make(**values), replace(local, probe=probe))
+    assert found == limit
+    rule = re.fullmatch(r"(\w+) < ([\d.]+) \* (\w+)", alerts_by_name()["ReplicaWillEndItself"]["expr"])
+    assert rule is not None
+    watched = Watched()
+    alarm = Alarm(watched, found)
+    for watched.left, fires in ((limit, False), (limit / 2 + 1, False), (limit / 2 - 1, True), (0.0, True)):
+        alarm.look([watched], 0.0)
+        replica = {"id": "r1-1", "state": "ready", "in_flight": 0, "queue_depth": 0, "hourly_cost": 1.0}
+        one = {"name": "r1", "demand": {"waiting": 0}, "target": {"replicas": 1}, "cost": {"total": 1.0}}
+        services = [one | {"replicas": [replica]}]
+        alarm.status(services, 0.0)
+        status = {"services": services}
+        levels = {f.name: f.samples for f in metrics.Levels(lambda status=status: status).collect()}
+        ((left,), (whole,)) = levels[rule[1]], levels[rule[3]]
+        assert left.labels == whole.labels, "else Prometheus matches no pair"
+        assert (left.value < float(rule[2]) * whole.value) is fires
+        assert (watched.told == ["half"]) is fires

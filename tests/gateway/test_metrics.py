@@ -32,6 +32,7 @@ PROMISED = {
     "gateway_replica_cost_dollars_per_hour": {"service", "replica"},
     "gateway_replica_generation_tokens_per_second": {"service", "replica"},
     "gateway_replica_dead_man_seconds": {"service", "replica"},
+    "gateway_replica_dead_man_limit_seconds": {"service", "replica"},
     "gateway_cost_dollars_total": {"service"},
     "gateway_frozen": {"service"},
     "gateway_strays": {"service"},
@@ -129,11 +130,15 @@ def test_levels_and_dollars_come_from_the_status_at_scrape_time() -> None:
 def test_the_time_until_a_replica_ends_itself_is_a_gauge_of_those_that_would() -> None:
     quiet = {"state": "ready", "in_flight": 0, "queue_depth": 0, "hourly_cost": 1.0}
     timed, untimed = ({"id": id, **quiet} for id in "ab")
-    told = status(replicas=[timed | {"dead_man_seconds": 4980.0}, untimed | {"dead_man_seconds": None}])
-    found = samples(metrics.build_registry(None, lambda: told))
-    series = {key: value for key, value in found.items() if key[0] == "gateway_replica_dead_man_seconds"}
+    timed |= {"dead_man_seconds": 4980.0, "dead_man_limit_seconds": 7200.0}
+    untimed |= {"dead_man_seconds": None, "dead_man_limit_seconds": None}
+    found = samples(metrics.build_registry(None, lambda: status(replicas=[timed, untimed])))
+    series = {key: value for key, value in found.items() if "dead_man" in key[0]}
     labels = frozenset({("service", "svc"), ("replica", "a")})
-    assert series == {("gateway_replica_dead_man_seconds", labels): 4980.0}
+    assert series == {
+        ("gateway_replica_dead_man_seconds", labels): 4980.0,
+        ("gateway_replica_dead_man_limit_seconds", labels): 7200.0,
+    }
 
 
 def test_a_replica_without_price_or_depth_has_no_such_sample() -> None:

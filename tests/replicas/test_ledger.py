@@ -232,13 +232,64 @@ def test_idle_is_ready_with_nothing_in_flight(life: Life) -> None:
     assert (sums.ready, sums.idle) == (40.0, 30.0)
 
 
-def test_a_failed_machine_that_is_kept_goes_on_costing_and_a_preempted_one_does_not(life: Life) -> None:
+def test_a_failed_machine_that_is_kept_goes_on_costing_and_a_preempted_one_that_is_gone_does_not(
+    life: Life,
+) -> None:
     life.tick()
     life.tick(100.0, state=State.FAILED, failure="crashed")
     assert life.dollars == pytest.approx(1.0)
+    life.listed = set()
     life.tick(100.0, failure="preempted")
+    assert life.saved[0].closed
     life.tick(100.0, state=State.TERMINATING)
     assert life.dollars == pytest.approx(1.0)
+
+
+def test_what_is_left_of_a_preempted_replica_costs_until_it_is_gone(life: Life) -> None:
+    """One node of two was taken, or it is stopped: SkyPilot still lists it, and the rest bills."""
+    life.tick()
+    life.tick(100.0, state=State.FAILED, failure="preempted")
+    life.tick(100.0, state=State.TERMINATING)
+    assert life.dollars == pytest.approx(2.0)
+    life.restart(after=HOUR)
+    life.tick()
+    assert life.dollars == pytest.approx(2.0 + 36.0, rel=1e-3)
+    told = life.dollars
+    life.listed = set()
+    life.tick(100.0)
+    life.tick(100.0, state=State.GONE)
+    assert life.dollars == told
+    assert [e.closed for e in life.saved] == [True]
+
+
+def test_a_preempted_replica_costs_nothing_while_nobody_can_say_what_is_left_and_all_of_it_if_it_was(
+    life: Life,
+) -> None:
+    life.tick()
+    life.tick(100.0, state=State.FAILED, failure="preempted")
+    life.listed = None
+    assert life.tick(100.0) == {}
+    life.listed = {"r1-1"}
+    life.tick(100.0)
+    assert life.dollars == pytest.approx(3.0)
+    life.listed = None
+    life.tick(100.0)
+    life.tick(100.0, state=State.GONE)
+    assert life.dollars == pytest.approx(3.0)
+    assert [(e.part, e.closed) for e in life.saved] == [(1, True)]
+
+
+def test_a_preempted_replica_that_one_list_left_out_goes_on_in_a_part_of_its_own(life: Life) -> None:
+    life.tick()
+    life.tick(100.0, state=State.FAILED, failure="preempted")
+    life.listed = set()
+    life.tick(100.0)
+    life.listed = {"r1-1"}
+    life.tick(100.0)
+    life.tick(100.0)
+    assert life.dollars == pytest.approx(4.0)
+    assert [(e.part, e.closed, round(e.dollars, 6)) for e in life.saved] == [(1, True, 1.0), (2, False, 3.0)]
+    assert life.saved[0].until == life.saved[1].begun
 
 
 def test_a_clock_that_is_set_back_takes_nothing_back(life: Life) -> None:

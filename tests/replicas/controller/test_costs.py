@@ -9,7 +9,7 @@ import pytest
 
 from replicas.costs import Entry
 from replicas.lifecycle import State
-from replicas.provisioners import InstancesUnknown
+from replicas.provisioners import Ended, InstancesUnknown
 from replicas.table import TableError
 
 
@@ -52,6 +52,32 @@ async def test_a_replica_that_was_gone_when_somebody_looked_again_ends_at_the_la
     await world.steps(5)
     assert cost(world)["total"] == pytest.approx(before)
     assert (entry(world).closed, entry(world).until) == (True, at)
+
+
+@pytest.mark.parametrize("ended", ["machine", "unreachable"])
+async def test_the_node_that_a_preemption_left_bills_until_its_down_is_verified(
+    world: Any, ended: Ended
+) -> None:
+    world.provisioner.cost = 60.0
+    await world.become_ready()
+    before = cost(world)["total"]
+    id = world.id(1)
+    machines = world.provisioner.machines
+    machines[id] = replace(machines[id], alive=False, ended=ended, detail="1 of 2 nodes gone")
+    world.prober.answers[id] = "no route to host"
+    world.provisioner.terminate_error = RuntimeError("the cloud does not answer")
+    world.controller.set_limits("r1", max=0)
+    await world.steps(60, 60.0)
+    (row,) = (r for r in world.replicas if r.id == id)
+    assert (row.state, row.failure) == (State.TERMINATING, "preempted")
+    assert cost(world)["total"] == pytest.approx(before + 60.0, abs=2.0)
+    assert not entry(world).closed
+    world.provisioner.terminate_error = None
+    await world.steps(30, 60.0)
+    assert world.states == []
+    told = cost(world)["total"]
+    await world.steps(10, 60.0)
+    assert (entry(world).closed, cost(world)["total"]) == (True, told)
 
 
 async def test_the_total_is_never_less_after_a_kill_than_what_was_told_before(world: Any) -> None:

@@ -45,7 +45,7 @@ async def test_a_living_gateway_never_alarms(
     await world.steps(100, 600.0)
     assert world.events("dead_man") == []
     assert errors(caplog) == []
-    assert replica(world)["dead_man_seconds"] == 7200.0
+    assert (replica(world)["dead_man_seconds"], replica(world)["dead_man_limit_seconds"]) == (7200.0, 7200.0)
 
 
 async def test_at_half_time_there_is_an_alarm_once_and_the_end_of_the_trouble_is_told(
@@ -77,6 +77,7 @@ async def test_the_alarm_comes_while_skypilot_does_not_answer(world: Any, timers
     await world.steps(61, 60.0)
     assert [e["code"] for e in world.events("dead_man")] == ["half"]
     assert replica(world)["dead_man_seconds"] == 7200.0 - 61 * 60
+    assert replica(world)["dead_man_limit_seconds"] == 7200.0
     assert world.states == [State.READY]
 
 
@@ -92,6 +93,7 @@ async def test_a_replica_that_is_being_ended_raises_no_alarm(world: Any, timers:
 async def test_local_and_static_replicas_have_no_timer(world: Any) -> None:
     await world.become_ready()
     assert replica(world)["dead_man_seconds"] is None
+    assert replica(world)["dead_man_limit_seconds"] is None
     assert world.controller.status()["provisioner"] == {"says": None, "trouble": False}
 
 
