@@ -23,6 +23,7 @@ assert "sky" not in sys.modules   # 4 s and 160 MB, only when it is used
 sky = sdk.import_sky()
 service = spec.load("config/deepseek-r1-671b.yaml")
 task = build_task(sky, service, {"REPLICA_API_KEY": "key"})
+theirs = build_task(sky, spec.load("tests/data/skypilot-deepseek-r1-671b.yaml"), {})
 calls = [name for name, value in vars(sdk.Sky).items() if inspect.isfunction(value) and name[0] != "_"]
 
 def missing(name):
@@ -37,9 +38,9 @@ unavailable = sky.exceptions.ResourcesUnavailableError
 print(json.dumps({
     "nodes": task.num_nodes,
     "service": task.service is not None,
-    "candidates": sorted(
-        [*resources.accelerators.items(), resources.use_spot, resources.ports] for resources in task.resources
-    ),
+    "candidates": [sorted(
+        [*resources.accelerators.items(), resources.use_spot, resources.ports] for resources in one.resources
+    ) for one in (task, theirs)],
     "secrets": {name: value.get_secret_value() for name, value in task.secrets.items()},
     "missing": {name: missing(name) for name in calls},
     "modes": [mode.name for mode in (sky.StatusRefreshMode.NONE, sky.StatusRefreshMode.AUTO)],
@@ -65,9 +66,9 @@ def answer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_it_takes_the_deepseek_recipe_without_its_service(answer: Any) -> None:
     assert answer["service"] is False
-    assert answer["nodes"] >= 1
-    assert ["H200", 8, True, ["30000"]] in [[*c[0], *c[1:]] for c in answer["candidates"]]
-    assert ["H200", 8, False, ["30000"]] in [[*c[0], *c[1:]] for c in answer["candidates"]]
+    assert answer["nodes"] == 2
+    h100, h200 = ([[[kind, 8], spot, ["30000"]] for spot in (False, True)] for kind in ("H100", "H200"))
+    assert answer["candidates"] == [h100, h100 + h200], "ours, and SkyPilot's own file"
     assert answer["secrets"]["REPLICA_API_KEY"] == "key"
 
 
