@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,8 +74,17 @@ def request_bytes(method: str, path: str, body: Any = None, *, close: bool = Tru
 
 async def fetch(port: int, method: str, path: str, body: Any = None, **headers: str) -> Response:
     """One request on its own connection, read to the end."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(request_bytes(method, path, body, **headers))
+    return await exchange(port, request_bytes(method, path, body, **headers))
+
+
+async def exchange(
+    port: int, request: bytes, *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+) -> Response:
+    """These bytes on a connection of their own, and what comes until its end."""
+    reader, writer = await asyncio.open_connection(host, port, ssl=tls)
+    writer.write(request)
     raw = await reader.read()
     writer.close()
+    with suppress(OSError):  # the other side may have closed without a word
+        await writer.wait_closed()
     return Response(raw)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import ssl
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.wire import Response, fetch
+from tests.wire import Response, exchange, fetch, request_bytes
 
 GOLDEN = Path(__file__).parents[1] / "data" / "sglang" / "contract.json"
 NAMES = GOLDEN.with_name("names.json")
@@ -170,12 +171,15 @@ REQUESTS = (
 )
 
 
-async def send(port: int, request: Request, key: str) -> Response:
-    """Send it to the engine on `port`, whose API key is `key`."""
+async def send(
+    port: int, request: Request, key: str, *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+) -> Response:
+    """Send it to the engine there, whose API key is `key`."""
     headers = dict(request.headers)
     if request.key is not None:
         headers["authorization"] = f"Bearer {key if request.key == 'right' else request.key}"
-    return await fetch(port, request.method, request.path, request.body, **headers)
+    data = request_bytes(request.method, request.path, request.body, **headers)
+    return await exchange(port, data, host=host, tls=tls)
 
 
 def canonical(request: Request, answer: Response) -> Any:

@@ -119,6 +119,19 @@ class Site:
         (job,) = [job for job, name in map(str.split, lines) if name.rpartition("-")[0] == cluster]
         self._run("scancel", job)
 
+    @contextlib.contextmanager
+    def somebody_else(self) -> Iterator[None]:
+        """A job of another user of the cluster, which has one of its nodes to itself."""
+        as_user = ("runuser", "-u", "skybed", "--")
+        sleeps = ("-N1", "-J", "other", "-D", "/", "-o", "/dev/null", "--wrap", "sleep 900")
+        job = self._run(*as_user, "sbatch", "--parsable", *sleeps).strip()
+        try:
+            eventually(lambda: self._run("squeue", "-h", "-j", job, "-o", "%T").strip() == "RUNNING")
+            yield
+        finally:
+            self._run("scancel", job)
+            eventually(lambda: job not in self._run("squeue", "-h", "-o", "%i").split())
+
     def do(self, *command: str) -> None:
         """A command of bed.sh: kill, up, cut, join a host."""
         self._run(str(BED), *command)
@@ -169,6 +182,22 @@ class Gateway:
     def service(self) -> dict[str, Any]:
         status = httpx.get(self.admin_url + "/admin/status", timeout=20).raise_for_status().json()
         return dict(status["services"][0])
+
+    def events(self) -> list[dict[str, Any]]:
+        """The last of them, oldest first."""
+        found: list[dict[str, Any]] = []
+        url = self.admin_url + "/admin/events?last=100"
+        with httpx.stream("GET", url, timeout=3) as answer, contextlib.suppress(httpx.ReadTimeout):
+            for line in answer.iter_lines():
+                if line == ": ping":
+                    break
+                found += [json.loads(line.removeprefix("data: "))] if line.startswith("data: ") else []
+        return found
+
+    def certificate(self) -> str:
+        """What a replica shows, in PEM."""
+        pem = (self.state / "tls" / f"{self.name}.pem").read_text()
+        return pem[pem.index("-----BEGIN CERTIFICATE") :]
 
     def replicas(self) -> list[dict[str, Any]]:
         return list(self.service()["replicas"])
@@ -226,8 +255,10 @@ class Gateway:
             self.kill()
 
 
-def ask(gateway: Gateway, *, tokens: int = 12, seconds: float = 300) -> tuple[str, list[str]]:
-    """One streamed chat completion: its text, and the phases that its comments told."""
+def ask(
+    gateway: Gateway, *, tokens: int = 12, seconds: float = 300, beats: list[str] | None = None
+) -> tuple[str, list[str]]:
+    """One streamed chat completion: its text, and the phases that its comments told. `beats` gets these."""
     body = {
         "model": "deepseek-ai/DeepSeek-R1",
         "messages": [{"role": "user", "content": "how many rs are in strawberry"}],
@@ -240,6 +271,8 @@ def ask(gateway: Gateway, *, tokens: int = 12, seconds: float = 300) -> tuple[st
         if answer.status_code != 200:
             raise AssertionError(f"{answer.status_code}: {answer.read().decode()}")
         for line in answer.iter_lines():
+            if line.startswith(": ") and beats is not None:
+                beats.append(line)
             if line.startswith(": cold-start"):
                 phases.append(line.split("phase=")[1].split()[0])
             elif line == "data: [DONE]":
