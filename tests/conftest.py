@@ -10,9 +10,12 @@ from hypothesis import settings
 settings.register_profile("seeded", derandomize=True, deadline=None)
 settings.load_profile("seeded")
 
-# Under nohup a hang-up is ignored, also by every process that a test starts.
+# What the tests' own parent ignores (nohup: hang-ups; a shell's background job: Ctrl-C), every process that a
+# test starts would ignore, too.
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
