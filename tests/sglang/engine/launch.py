@@ -11,9 +11,9 @@ import contextlib
 import os
 import sys
 
-import torch
+from torch import library
 
-_VISION = torch.library.Library("torchvision", "DEF")
+_VISION = library.Library("torchvision", "DEF")
 for _name in ("nms", "qnms"):
     with contextlib.suppress(RuntimeError):  # a torchvision that works has declared it itself
         _VISION.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
