@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import install
+from bench.bars import verdicts
 from bench.rig import BenchError, Measurement, rig
 from bench.table import cpu_us, table
 from bench.targets import HERE, Target, targets
@@ -29,7 +30,7 @@ def main() -> int:
     if options.command == "peers":
         return 1 if install.install(options.names) else 0
     if options.command == "table":
-        print(table(_read(options.files)))
+        print(_report(_read(options.files)))
         return 0
     return run(options)
 
@@ -78,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("stopped; what was measured so far:")
     if out.exists():
-        print(f"\n{heading(chosen)}\n\n{table(_read([out]))}\n\nMeasurements: {out}")
+        print(f"\n{heading(chosen)}\n\n{_report(_read([out]))}\n\nMeasurements: {out}")
     return 0
 
 
@@ -127,6 +128,10 @@ def _keep(m: Measurement, out: Path) -> None:
     words.append(f"errors {m['errors']} unfinished {m['unfinished']} RSS {m['rss_peak_kib'] // 1024} MiB")
     words.append("busy " + "/".join(f"{value:.2f}" for value in m["busy"].values()))
     print("  ".join(words), flush=True)
+
+
+def _report(measurements: list[Measurement]) -> str:
+    return f"{table(measurements)}\n\n{verdicts(measurements)}".rstrip()
 
 
 def _read(files: Iterable[Path]) -> list[Measurement]:

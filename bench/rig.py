@@ -62,7 +62,7 @@ class Rig:
     @contextlib.contextmanager
     def _running(self, target: Target, cold: bool) -> Iterator[tuple[int | None, float | None]]:
         """The target's process id and its seconds from start to the first answer; None for no gateway."""
-        simulator("set?health=" + ("503" if cold else "200"))
+        simulator(f"set?n=1&interval=0&delay=0&health={503 if cold else 200}")
         if not target.command:
             yield None, None
             return

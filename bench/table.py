@@ -57,6 +57,16 @@ def flatness(m: Measurement) -> float | None:
     return 100 * (rss[-1] / rss[len(rss) // 10] - 1) if len(rss) > 20 else None
 
 
+def cpu_percent(m: Measurement) -> float:
+    """CPU time of all the gateway's processes, percent of a core."""
+    return 100 * float(m["cpu"]) / float(m["window"])
+
+
+def faults(m: Measurement) -> float:
+    """Requests that failed, never ended, or ended without their end marker."""
+    return float(m["errors"] + m["no_done"] + m["unfinished"])
+
+
 def share(m: Measurement) -> float | None:
     return 100 * m["connections"][0] / sum(m["connections"]) if m["connections"] else None
 
@@ -71,79 +81,96 @@ COLUMNS = (
     Column("plain-1", "added latency p50, µs", quantile("latency", "p50"), added=True),
     Column("ttft-1", "added TTFT p50, µs", quantile("ttft", "p50"), added=True),
     Column("ttft-1", "added TTFT p99, µs", quantile("ttft", "p99"), added=True, ratio=False),
-    Column("C5000", "chunk delay p50, 5,000 streams, ms", quantile("delay", "p50", 1000), 2),
+    Column("C5000", "added chunk delay p50, 5,000 streams, ms", quantile("delay", "p50", 1000), 2, True),
     Column("C1000", "KiB per stream, 1,000 streams", memory_each, 1),
     Column("C5000", "5,000 streams, KiB", memory_each, 1),
     Column("leave-stream", "FIN to upstream close p99, ms", leaving("p99"), 1, ratio=False),
     Column("leave-queued", "the same before the first byte, ms", leaving("p99"), 1, ratio=False),
     Column("leave-plain", "the same, plain requests, ms", leaving("p99"), 1, ratio=False),
     Column("hold", "held: KiB each", memory_each, 1, ratio=False),
-    Column("hold", "held: CPU, %", lambda m: 100 * m["cpu"] / m["window"], 1, ratio=False),
+    Column("hold", "held: CPU, %", cpu_percent, 1, ratio=False),
     Column("hold", "fullest 100 ms of beats / mean", fullest, 1, ratio=False),
+    Column("hold-herd", "held at once: KiB each", memory_each, 1, ratio=False),
+    Column("hold-herd", "held at once: CPU, %", cpu_percent, 1, ratio=False),
+    Column("hold-herd", "fullest 100 ms of beats / mean", fullest, 1, ratio=False),
     Column("C200", "smallest worker's share of 200, %", share, ratio=False),
-    Column("idle", "idle: CPU, %", lambda m: 100 * m["cpu"] / m["window"], 2, ratio=False),
+    Column("idle", "idle: CPU, %", cpu_percent, 2, ratio=False),
     Column("idle", "idle: MiB", lambda m: m["rss_peak_kib"] / 1024, ratio=False),
     Column("idle", "start to first answer, s", lambda m: m["start_s"], 1, ratio=False),
     Column("soak", "memory over 1,000,000 requests, %", flatness, 1, ratio=False),
 )  # fmt: skip
 
 
+class Values:
+    """The figure of each target in each column: the median over its rounds."""
+
+    def __init__(self, measurements: Iterable[Measurement]) -> None:
+        self.found: dict[tuple[str, str], list[Measurement]] = {}
+        for m in measurements:
+            self.found.setdefault((m["target"], m["workload"]), []).append(m)
+        self.names = list(dict.fromkeys(name for name, _ in self.found if name != "direct"))
+        self._kinds = {name: target.kind for name, target in targets().items()}
+
+    def kind(self, name: str) -> str:
+        """As `Target.kind`."""
+        return self._kinds.get(name, "")
+
+    def get(self, name: str, column: Column) -> float | None:
+        """None: it was not measured."""
+        value = self._median(name, column)
+        if value is None or not column.added:
+            return value
+        direct = self._median("direct", column)
+        return value - direct if direct is not None else None
+
+    def best(self, column: Column, *kinds: str) -> float | None:
+        """The least of the targets of these kinds."""
+        found = [self.get(name, column) for name in self.names if self.kind(name) in kinds]
+        return min((value for value in found if value is not None and value > 0), default=None)
+
+    def _median(self, name: str, column: Column) -> float | None:
+        values = [column.value(m) for m in self.found.get((name, column.workload), [])]
+        known = [value for value in values if value is not None]
+        return statistics.median(known) if known else None
+
+
 def table(measurements: Iterable[Measurement]) -> str:
     """The measurements as one Markdown table, with our ratios to nginx and to the best Rust router below."""
-    found: dict[tuple[str, str], list[Measurement]] = {}
-    for m in measurements:
-        found.setdefault((m["target"], m["workload"]), []).append(m)
-    names = list(dict.fromkeys(name for name, _ in found if name != "direct"))
-    kinds = {name: target.kind for name, target in targets().items()}
-    values = {(n, c): v for c in COLUMNS for n in names if (v := _median(found, n, c)) is not None}
-    columns = [c for c in COLUMNS if any((n, c) in values for n in names)]
-
-    def best(column: Column, *kind: str) -> float | None:
-        peers = [values[n, column] for n in names if kinds.get(n) in kind and (n, column) in values]
-        return min((v for v in peers if v > 0), default=None)
+    values = Values(measurements)
+    names = values.names
+    columns = [c for c in COLUMNS if any(values.get(n, c) is not None for n in names)]
 
     def cell(name: str, column: Column) -> str:
-        value = values.get((name, column))
+        value = values.get(name, column)
         if value is None:
             return "-"
-        text, least = f"{value:,.{column.digits}f}", best(column, "peer", "rust")
+        text, least = f"{value:,.{column.digits}f}", values.best(column, "peer", "rust")
         return f"{text} ({value / least:.2f})" if column.ratio and least else text
 
     def ratio(name: str, column: Column, base: float | None) -> str:
-        value = values.get((name, column))
+        value = values.get(name, column)
         return f"{value / base:.2f}" if value is not None and base and column.ratio else ""
 
-    rows = [[name, *(cell(name, c) for c in columns), _faults(found, name)] for name in names]
+    rows = [[name, *(cell(name, c) for c in columns), _faults(values.found, name)] for name in names]
     for name in names:
-        if kinds.get(name) != "ours":
+        if values.kind(name) != "ours":
             continue
-        rows.append([f"{name} / nginx", *(ratio(name, c, values.get(("nginx", c))) for c in columns), ""])
-        rows.append([f"{name} / best Rust router", *(ratio(name, c, best(c, "rust")) for c in columns), ""])
+        rows.append([f"{name} / nginx", *(ratio(name, c, values.get("nginx", c)) for c in columns), ""])
+        best = [ratio(name, c, values.best(c, "rust")) for c in columns]
+        rows.append([f"{name} / best Rust router", *best, ""])
     head = ["", *(c.title for c in columns), "errors"]
     lines = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)]
-    return "\n".join(lines) + "\n\n" + _notes(found)
-
-
-def _median(found: dict[tuple[str, str], list[Measurement]], name: str, column: Column) -> float | None:
-    def median(target: str) -> float | None:
-        values = [column.value(m) for m in found.get((target, column.workload), [])]
-        known = [v for v in values if v is not None]
-        return statistics.median(known) if known else None
-
-    value = median(name)
-    if value is None or not column.added:
-        return value
-    direct = median("direct")
-    return value - direct if direct is not None else None
+    return "\n".join(lines) + "\n\n" + _notes(values.found)
 
 
 def _faults(found: dict[tuple[str, str], list[Measurement]], name: str) -> str:
     """Requests that failed, never ended, or ended without their end marker; and closes that never came."""
     mine = [m for (target, _), ms in found.items() if target == name for m in ms]
-    bad = sum(m["errors"] + m["no_done"] + m["unfinished"] for m in mine)
+    bad = sum(faults(m) for m in mine)
     never = sum(m.get("leave_us", {}).get("never", 0) for m in mine)
     restarted = sum(not m["same_processes"] for m in mine)
-    words = [f"{bad:,}"] + [f"{never:,} not closed"] * bool(never) + ["process restarted"] * bool(restarted)
+    words = [f"{bad:,.0f}"] + [f"{never:,} not closed"] * bool(never)
+    words += ["process restarted"] * bool(restarted)
     return ", ".join(words)
 
 
