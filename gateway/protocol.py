@@ -45,6 +45,7 @@ class GatewayProtocol(HttpToolsProtocol):
     _in_head = True  # or before the next one; not in a body or its trailers
     _dry = 0  # bytes since a head or a piece of a body was complete
     _ahead = 0  # bytes read since a request had to wait for its turn
+    _idle_since: float | None = None  # loop time; None: not between two requests
     _held_up = False  # the next request waits until the client has read its answers so far
     _length = b""  # of the body, as the head declares it
     _head: Head | None = None  # the last one
@@ -73,7 +74,7 @@ class GatewayProtocol(HttpToolsProtocol):
             cycle.watch()
         if (
             (cycle is None or cycle.response_complete)
-            and self.timeout_keep_alive_task is None
+            and self._idle_since is None
             and self._head_timer is None
             and not (type(cycle) is Client and cycle.more_body)
             and not self.transport.is_closing()
@@ -191,7 +192,9 @@ class GatewayProtocol(HttpToolsProtocol):
             if timer is not None:
                 timer.cancel()
         self._head_timer = self._read_timer = None
-        self._unset_keepalive_if_required()
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
         waiting: list[Any] = [client for client, _ in self.pipeline]
         active, self.active = self.active, None
         latest: Any = self.cycle
@@ -217,8 +220,20 @@ class GatewayProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
             self._must_read()
             return
-        super().on_response_complete()
-        self._bound_pipeline()
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._idle_since = None
+            cycle, app = self.pipeline.pop()
+            task = self.loop.create_task(cycle.run_asgi(app))
+            task.add_done_callback(self.tasks.discard)
+            self.tasks.add(task)
+            self._bound_pipeline()
+        else:
+            self._ahead = 0
+            self._idle()
 
     def _bound_pipeline(self) -> None:
         if not self.pipeline:
@@ -242,13 +257,29 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def idle(self) -> None:
         """The rest of a refused request has come: the connection may wait for the next."""
-        if self.timeout_keep_alive_task is None and not self.transport.is_closing():
+        if self._idle_since is None and not self.transport.is_closing():
+            self._idle()
+
+    def _idle(self) -> None:
+        """Wait for the next request. One timer serves many: it looks when it fires whether it is time."""
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since = None
+
     def timeout_keep_alive_handler(self) -> None:
-        self.close()
+        self.timeout_keep_alive_task = None
+        if self._idle_since is None:  # the end of the request that is under way sets it anew
+            return
+        due = self._idle_since + self.timeout_keep_alive
+        if due - self.loop.time() > 0.001:  # the loop's clock counts in whole ms
+            self.timeout_keep_alive_task = self.loop.call_at(due, self.timeout_keep_alive_handler)
+        else:
+            self.close()
 
     def close(self) -> None:
         """Close when all is sent; a client that does not read it in `--write-timeout` is cut off."""

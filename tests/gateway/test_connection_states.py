@@ -51,6 +51,20 @@ async def test_a_held_request_outlives_the_idle_time_of_a_refused_one_before_it(
         await rig.quiet()
 
 
+async def test_the_idle_time_counts_from_the_last_answer(rig: Rig) -> None:
+    rig.servers[0].config.timeout_keep_alive = 0.4  # type: ignore[assignment]
+    loop = asyncio.get_running_loop()
+    got = await connect(rig)
+    for _ in range(4):  # 0.6 s in all
+        asked = loop.time()
+        got.writer.write(GET)
+        await got.until(b"HTTP/1.1 200 OK")
+        await asyncio.sleep(0.2)
+    await got.rest(3)
+    assert 0.35 < loop.time() - asked < 2
+    await got.close()
+
+
 @pytest.mark.parametrize("first", [GET, post({}), b"POST /no HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello"])
 async def test_a_second_head_that_does_not_come_is_given_up(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, first: bytes
