@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -107,27 +108,84 @@ def check_limit(exchange: Exchange, upstreams: Upstreams) -> float:
 
 async def hold(exchange: Exchange, place: Place) -> None:
     """Wait in the room, with beats. Returns when the place's future is done; raises HoldTimeout."""
-    upstreams, patience, reply, loop = exchange.upstreams, exchange.patience, exchange.reply, exchange.loop
-    assert upstreams is not None
-    exchange.worker.waits(upstreams, exchange.key, exchange.request_id)
-    entered = loop.time()
+    assert exchange.upstreams is not None
+    exchange.worker.waits(exchange.upstreams, exchange.key, exchange.request_id)
+    entered = exchange.loop.time()
+    wait = _Wait(exchange, exchange.upstreams, place)
     try:
-        while not place.future.done():
-            now = loop.time()
-            due = check_limit(exchange, upstreams)
-            if patience.commit_after is not None:
-                beat_due = (
-                    reply.sent_at + patience.every
-                    if reply.started
-                    else exchange.started + patience.commit_after
-                )
-                if now >= beat_due:
-                    exchange.beat(now, cold_text(upstreams, now - exchange.started))
-                    continue
-                due = min(due, beat_due)
-            await asyncio.wait((place.future,), timeout=due - now)
+        await wait.over
     finally:
-        exchange.held = (exchange.held or 0.0) + loop.time() - entered
+        wait.end()
+        exchange.held = (exchange.held or 0.0) + exchange.loop.time() - entered
+
+
+class _Wait:
+    """The clock of one held request: a timer that beats, without waking the request's task. `over`: done when
+    the place's future is, or failed with HoldTimeout.
+
+    Many that came at once are not to beat at once: only the first pause differs, from one to the next so that
+    all of them are spread evenly.
+    """
+
+    __slots__ = ("_exchange", "_pause", "_place", "_timer", "_upstreams", "over")
+
+    def __init__(self, exchange: Exchange, upstreams: Upstreams, place: Place) -> None:
+        self._exchange = exchange
+        self._upstreams = upstreams
+        self._place = place
+        self._pause = exchange.patience.every
+        self._timer: asyncio.TimerHandle | None = None
+        self.over: asyncio.Future[None] = exchange.loop.create_future()
+        place.future.add_done_callback(self._placed)
+        self._look()
+
+    def end(self) -> None:
+        """Nobody waits any more."""
+        self._place.future.remove_done_callback(self._placed)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _placed(self, _: object) -> None:
+        if not self.over.done():
+            self.over.set_result(None)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self.over.done() or self._place.future.done():
+            return
+        exchange, wait, reply = self._exchange, self._exchange.patience, self._exchange.reply
+        try:
+            now = exchange.loop.time()
+            due = check_limit(exchange, self._upstreams)
+            if wait.commit_after is not None:
+                commit_due = exchange.started + wait.commit_after
+                beat_due = reply.sent_at + self._pause if reply.started else commit_due
+                if now >= beat_due:
+                    self._pause = wait.every if reply.started else wait.every * exchange.worker.phases()
+                    exchange.beat(now, cold_text(self._upstreams, now - exchange.started))
+                    beat_due = now + max(self._pause, SHORTEST_PAUSE)
+                due = min(due, beat_due)
+            self._timer = exchange.loop.call_at(due, self._look)
+        except Exception as error:
+            self.over.set_exception(error.with_traceback(None))  # no cycle through this frame
+
+
+class Phases:
+    """Each call gives another share of a period, from 0 to 1: however many are taken in a row, they lie
+    evenly (multiples of the golden ratio, whose gaps are of at most three lengths)."""
+
+    _STEP = (math.sqrt(5) - 1) / 2
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Phases {self._last:.3f}>"
+
+    def __call__(self) -> float:
+        self._last = (self._last + self._STEP) % 1.0
+        return self._last
 
 
 def cold_headers(upstreams: Upstreams) -> dict[str, str]:

@@ -14,6 +14,7 @@ from gateway.errors import End, GatewayError, ModelNotFound, Shutdown
 from gateway.ids import Ids
 from gateway.keys import ApiKeys
 from gateway.metrics import ServiceMetrics
+from gateway.patience import Phases
 from gateway.proxy import Exchange
 from gateway.relay import Attempt
 from gateway.settings import Settings
@@ -41,6 +42,7 @@ class Worker:
         self.settings = settings
         self.index = index
         self.ids = Ids()
+        self.phases = Phases()
         self.keys = ApiKeys(settings.api_key)
         self._limits = _limits(settings)
         self.ready = asyncio.Event()

@@ -174,7 +174,7 @@ async def test_the_commit_comes_after_a_third_of_the_clients_patience_and_not_be
     await held.until(b"HTTP/1.1 200")
     assert loop.time() - began >= 0.3
     async with asyncio.timeout(10):
-        while held.data.count(b"\n: cold-start") < 3:
+        while held.data.count(b"\n: cold-start") < 4:  # the commit, a first pause of any length, and two more
             held.data += await held.reader.read(65536)
     assert loop.time() - began >= 0.9, "beats are a third of the patience apart, not one after the other"
     await held.close()
@@ -286,3 +286,19 @@ async def test_no_beats_when_they_are_switched_off(rigs: Rigs) -> None:
         got = read_answer(await answer.rest())
         await answer.close()
     assert got.body == b"{}"
+
+
+async def test_requests_that_came_at_once_do_not_beat_at_once(rigs: Rigs) -> None:
+    rig = await rigs(commit_after=0.0, beat_every=2.0)
+    loop, times = asyncio.get_running_loop(), list[float]()
+
+    async def second_beat() -> None:
+        answer = await rig.raw(chat(stream=True), headers=[PATIENT])
+        while answer.data.count(b"\n: cold-start") < 2:
+            answer.data += await answer.reader.read(65536)
+        times.append(loop.time())
+        await answer.close()
+
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(second_beat() for _ in range(20)))
+    assert max(times) - min(times) >= 1.0

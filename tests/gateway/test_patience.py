@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import BadRequest
-from gateway.patience import SHORTEST_PAUSE, Patience, patience
+from gateway.patience import SHORTEST_PAUSE, Patience, Phases, patience
 
 
 def wait(read_timeout: bytes | None = None, wish: bytes | None = None, **flags: object) -> Patience:
@@ -115,3 +115,12 @@ def test_no_client_and_no_flag_can_make_the_gateway_spin_or_overstay(
         assert got.give_up is not None
         assert 0 <= got.give_up < limit
         assert got.give_up == 290 or limit < math.inf
+
+
+@pytest.mark.parametrize("count", [10, 1000, 10_000])
+def test_phases_fill_a_period_evenly_however_many_are_taken(count: int) -> None:
+    phases = Phases()
+    tenths = [0] * 10
+    for _ in range(count):
+        tenths[int(phases() * 10)] += 1
+    assert max(tenths) <= count / 10 + 2
