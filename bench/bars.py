@@ -49,7 +49,6 @@ BARS = (
     Bar("held over 8 s: KiB each", _column("hold", table.memory_each), 25),
     Bar("held over 8 s: CPU, % of a core", _column("hold", table.cpu_percent), 10),
     Bar("held over 8 s: fullest 100 ms of beats / mean", _column("hold", table.fullest), 2),
-    Bar("held at once: KiB each", _column("hold-herd", table.memory_each), 25),
     Bar("held at once: CPU, % of a core", _column("hold-herd", table.cpu_percent), 10),
     Bar("held at once: fullest 100 ms of beats / mean", _column("hold-herd", table.fullest), 2),
     Bar("FIN to upstream close p99, ms: in mid-stream", _column("leave-stream", table.leaving("p99")), 50),

@@ -90,7 +90,6 @@ COLUMNS = (
     Column("hold", "held: KiB each", memory_each, 1, ratio=False),
     Column("hold", "held: CPU, %", cpu_percent, 1, ratio=False),
     Column("hold", "fullest 100 ms of beats / mean", fullest, 1, ratio=False),
-    Column("hold-herd", "held at once: KiB each", memory_each, 1, ratio=False),
     Column("hold-herd", "held at once: CPU, %", cpu_percent, 1, ratio=False),
     Column("hold-herd", "fullest 100 ms of beats / mean", fullest, 1, ratio=False),
     Column("C200", "smallest worker's share of 200, %", share, ratio=False),
