@@ -174,7 +174,7 @@ def read(reply: httpx.Response) -> Load | None:
         limits = [int(rank["max_running_requests"]) for rank in ranks if rank.get("max_running_requests")]
         speeds = [float(rank["gen_throughput"]) for rank in ranks if rank.get("gen_throughput") is not None]
         stamps = [float(rank["timestamp"]) for rank in ranks if rank.get("timestamp") is not None]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
     return Load(
         running=running,

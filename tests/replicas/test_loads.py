@@ -191,6 +191,13 @@ def test_what_is_no_report_is_none(body: Any) -> None:
     assert read(response({"loads": []}, 503)) is None
 
 
+@pytest.mark.parametrize(
+    "text", ["[" * 200_000, '{"loads": [{"num_running_reqs":1e999,"num_waiting_reqs":0}]}']
+)
+def test_no_answer_of_a_replica_ends_its_polling(text: str) -> None:
+    assert read(httpx.Response(200, text=text)) is None
+
+
 def test_an_unknown_limit_stays_unknown() -> None:
     rank = {"num_running_reqs": 0, "num_waiting_reqs": 0}
     assert read(response({"loads": [rank]})) == Load()
