@@ -46,7 +46,8 @@ def lock(
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:
     """Make the state dir (0700), take it and return the descriptor that holds it: with `flock`, so it is free
-    when the last process that inherited the descriptor is gone. Waits for the children of a killed gateway.
+    when the last process that inherited the descriptor is gone. Waits for the children of a killed gateway,
+    and for one that is about to exit.
 
     Raises StateDirBusy naming the holder.
     """
@@ -70,7 +71,8 @@ def lock(
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             holder = _holder(fd)
-            if holder is not None and is_alive(holder):
+            runs = read_address(folder) is not None  # else it starts, or has ended all and is about to exit
+            if holder is not None and is_alive(holder) and (runs or clock() >= deadline):
                 os.close(fd)
                 raise StateDirBusy(
                     f"a gateway (pid {holder}) already runs with the state dir {folder}: `gateway status`"

@@ -82,6 +82,20 @@ def test_the_lock_waits_for_processes_of_a_killed_gateway_and_then_says_so(tmp_p
     os.close(statedir.lock(tmp_path, wait_s=10, clock=lambda: now[0], sleep=leave))
 
 
+def test_the_lock_waits_for_a_gateway_that_has_ended_all_and_is_about_to_exit(tmp_path: Path) -> None:
+    """`gateway down && gateway up`: the first is told of the end before the process is gone."""
+    held = statedir.lock(tmp_path)
+    statedir.write_address(tmp_path, {"pid": os.getpid()})
+    with pytest.raises(statedir.StateDirBusy, match=f"pid {os.getpid()}. already runs"):
+        statedir.lock(tmp_path, sleep=lambda seconds: pytest.fail("it waits for one that runs"))
+    statedir.forget_address(tmp_path)
+
+    def leave(seconds: float) -> None:
+        os.close(held)
+
+    os.close(statedir.lock(tmp_path, sleep=leave))
+
+
 def test_a_state_dir_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(statedir.StateDirBusy, match=r"cannot be used .*--state-dir"):

@@ -59,6 +59,7 @@ def test_from_zero_to_an_answer_and_nothing_is_left(tmp_path: Path) -> None:
 
 def test_a_start_that_fails_prints_the_cause_and_fails(tmp_path: Path) -> None:
     held = statedir.lock(tmp_path / "state")
+    statedir.write_address(tmp_path / "state", {"pid": os.getpid()})
     try:
         done = demo(f"--state-dir={tmp_path / 'state'}", "--port=0", "--admin-port=0")
     finally:
