@@ -5,6 +5,7 @@
 //     --warm S, --seconds S   the window is [warm, warm + seconds): what happens in it is counted, and the CPU
 //                             time of --pids is read at its two ends
 //     --total N               requests to send at most          --ramp S    spread the first ones over S seconds
+//                             (where it is more than N connections send at first, the window ends with the last)
 //     --stream                ask for a stream                  --grace S   wait for answers after the window
 //     --pids P,P,...          whose CPU time is read            --pad N     bytes of prompt
 //     --header 'K: V'         one more header (repeatable)      --model M, --path P
@@ -272,7 +273,8 @@ static void run(void) {
       read_cpu(0);
       window_start = now_ns();
     }
-    if (!ended && now >= window_end) {
+    int all_done = options.total > options.connections && started >= options.total && !active;
+    if (!ended && opened && (now >= window_end || all_done)) {
       ended = 1;
       read_cpu(1);
       window_end = now_ns();
