@@ -32,6 +32,7 @@ def _column(workload: str, value: table.Value, *, added: bool = False) -> Column
 _PER_UNIT = {name: _column(name, table.cpu_us) for name in ("A", "B", "C200")}
 _TTFT = _column("ttft-1", table.quantile("ttft", "p50"), added=True)
 _SHARE = _column("C200", table.share)
+_FAULTS = Column("C5000", "", table.faults, fold=max)  # those of one round are not outvoted
 _DELAY = _column("C5000", table.quantile("delay", "p50"), added=True)
 
 BARS = (
@@ -41,7 +42,7 @@ BARS = (
     Bar("added TTFT p50", _TTFT, 1.7, NGINX),
     Bar("stretch: CPU per request", _PER_UNIT["A"], 3.0, NGINX),
     Bar("stretch: CPU per event, slow streams", _PER_UNIT["C200"], 1.1, NGINX),
-    Bar("5,000 streams: faults", _column("C5000", table.faults), 0),
+    Bar("5,000 streams: faults", _FAULTS, 0),
     Bar("5,000 streams: added delay of a chunk p50", _DELAY, 2.0, NGINX),
     Bar("two workers: CPU per request", _PER_UNIT["A"], 1.1, OURS, TWO),
     Bar("two workers: CPU per event, slow streams", _PER_UNIT["C200"], 1.1, OURS, TWO),

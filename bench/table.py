@@ -15,7 +15,8 @@ Value = Callable[[Measurement], float | None]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """`added`: what the direct connection takes is subtracted. `ratio`: less is better, so it is compared."""
+    """`added`: what the direct connection takes is subtracted. `ratio`: less is better, so it is compared.
+    `fold`: makes one of the rounds' values."""
 
     workload: str
     title: str
@@ -23,6 +24,7 @@ class Column:
     digits: int = 0
     added: bool = False
     ratio: bool = True
+    fold: Callable[[list[float]], float] = statistics.median
 
 
 def cpu_us(m: Measurement) -> float | None:
@@ -91,7 +93,7 @@ COLUMNS = (
     Column("hold", "held: CPU, %", cpu_percent, 1, ratio=False),
     Column("hold", "fullest 100 ms of beats / mean", fullest, 1, ratio=False),
     Column("hold-herd", "held at once: CPU, %", cpu_percent, 1, ratio=False),
-    Column("hold-herd", "fullest 100 ms of beats / mean", fullest, 1, ratio=False),
+    Column("hold-herd", "held at once: fullest 100 ms / mean", fullest, 1, ratio=False),
     Column("C200", "smallest worker's share of 200, %", share, ratio=False),
     Column("idle", "idle: CPU, %", cpu_percent, 2, ratio=False),
     Column("idle", "idle: MiB", lambda m: m["rss_peak_kib"] / 1024, ratio=False),
@@ -101,7 +103,7 @@ COLUMNS = (
 
 
 class Values:
-    """The figure of each target in each column: the median over its rounds."""
+    """The figure of each target in each column, over its rounds."""
 
     def __init__(self, measurements: Iterable[Measurement]) -> None:
         self.found: dict[tuple[str, str], list[Measurement]] = {}
@@ -116,10 +118,10 @@ class Values:
 
     def get(self, name: str, column: Column) -> float | None:
         """None: it was not measured."""
-        value = self._median(name, column)
+        value = self._folded(name, column)
         if value is None or not column.added:
             return value
-        direct = self._median("direct", column)
+        direct = self._folded("direct", column)
         return value - direct if direct is not None else None
 
     def best(self, column: Column, *kinds: str) -> float | None:
@@ -127,10 +129,10 @@ class Values:
         found = [self.get(name, column) for name in self.names if self.kind(name) in kinds]
         return min((value for value in found if value is not None and value > 0), default=None)
 
-    def _median(self, name: str, column: Column) -> float | None:
+    def _folded(self, name: str, column: Column) -> float | None:
         values = [column.value(m) for m in self.found.get((name, column.workload), [])]
         known = [value for value in values if value is not None]
-        return statistics.median(known) if known else None
+        return column.fold(known) if known else None
 
 
 def table(measurements: Iterable[Measurement]) -> str:

@@ -145,6 +145,8 @@ class _Wait:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self.over.done() and not self.over.cancelled():
+            self.over.exception()  # seen, also where the request was cancelled in that moment
 
     def _placed(self, _: object) -> None:
         if not self.over.done():

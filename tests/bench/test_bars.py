@@ -52,6 +52,15 @@ def test_delays_are_compared_by_what_a_gateway_adds(delay: float, verdict: str) 
     assert line(text, "5,000 streams: added delay of a chunk p50").endswith(f"| at most 2 | {verdict} |")
 
 
+def test_one_round_with_a_failed_stream_misses_the_bar_of_none() -> None:
+    rounds = [
+        plain("gateway", 1.0, "C5000") | {"delay": {"n": 0}, "errors": errors, "no_done": 0, "unfinished": 0}
+        for errors in (0, 1, 0)
+    ]
+
+    assert line(verdicts(rounds), "5,000 streams: faults").endswith("| 1 | at most 0 | **missed** |")
+
+
 @pytest.mark.parametrize(("share", "verdict"), [(34, "**missed**"), (35, "held")])
 def test_two_workers_share_the_connections(share: int, verdict: str) -> None:
     two = plain("gateway-2w", 1.0, "C200") | {"connections": [share, 100 - share]}

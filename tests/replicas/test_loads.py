@@ -194,7 +194,7 @@ def test_what_is_no_report_is_none(body: Any) -> None:
 @pytest.mark.parametrize(
     "text", ["[" * 200_000, '{"loads": [{"num_running_reqs":1e999,"num_waiting_reqs":0}]}']
 )
-def test_no_answer_of_a_replica_ends_its_polling(text: str) -> None:
+def test_an_answer_that_no_parser_takes_is_none(text: str) -> None:
     assert read(httpx.Response(200, text=text)) is None
 
 
