@@ -62,7 +62,8 @@ class RawAnswer:
         return self.data
 
     async def close(self, *, reset: bool = False) -> None:
-        if reset:
+        """Close, by a reset if asked; nothing where the peer's own reset has already closed it."""
+        if reset and not self.writer.is_closing():
             sock = self.writer.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.close()
