@@ -110,7 +110,7 @@ class Controller:
         self._mask = Mask(chain(*known, self.keys.values(), settings.launch.secrets.values()))
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
-        self._lookout = Lookout(provisioner, settings.look_every, [s.name for s in services])
+        self._lookout = Lookout(provisioner, settings.look_every, [s.name for s in services], self.poke)
         self._alarm = Alarm(provisioner, settings.dead_man)
         self._errands = Errands(provisioner, self.poke, self._mask)
         self._strays = Strays(table.owner, self._errands)
@@ -186,7 +186,8 @@ class Controller:
             log.info("a worker could not connect to %s: %s", id, reason)
             self.prober.soon(id)
         rows = [r for f in self.fleets.values() for r in f.rows.values()]
-        await self._lookout.look(self.clock(), silent(rows, self.prober.results))
+        doubts = silent(rows, self.prober.results)
+        await self._lookout.look(self.clock(), doubts, changed=self._errands.ended)
 
     def _interpret(self, now: float) -> None:
         masked = self._mask

@@ -67,10 +67,16 @@ class Lookout:
     Mutable: the last answer and its number, which grows with each look begun: a look that began before a
     replica was launched says nothing about that replica. And when each replica that does not answer was last
     asked about afresh. `others`: what is not ours and looks as if it were these services'; nothing is
-    concluded from it.
+    concluded from it. `on_news` is called when no tick waits for a look any more and it says something new.
     """
 
-    def __init__(self, provisioner: Provisioner, every: float, services: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        provisioner: Provisioner,
+        every: float,
+        services: Collection[str] = (),
+        on_news: Callable[[], None] = lambda: None,
+    ) -> None:
         self.instances: Mapping[str, Instance] | None = None
         self.others: Sequence[Other] = ()
         self._services = services
@@ -80,6 +86,9 @@ class Lookout:
         self._every = every
         self._begun_at = float("-inf")
         self._looking: asyncio.Task[None] | None = None
+        self._on_news = on_news
+        self._late = False  # no tick waits for the look under way
+        self._outdated = False  # what exists has changed since the last look began
         self._failed = False
         self._doubted: dict[str, float] = {}
 
@@ -87,18 +96,26 @@ class Lookout:
         found = "unknown" if self.instances is None else len(self.instances)
         return f"<Lookout number={self.number} instances={found}>"
 
-    async def look(self, now: float, doubts: Collection[str] = ()) -> None:
-        """`doubts`: ids whose probes fail. A look is due at once for each new one, and trusts no memory."""
+    async def look(self, now: float, doubts: Collection[str] = (), *, changed: bool = False) -> None:
+        """A look, if one is due: by the time, or at once.
+
+        `doubts`: ids whose probes fail; for each new one it is due, and trusts no memory. `changed`: a launch
+        or an end has come to its end; where the new replica is reached, only a look can tell.
+        """
+        self._outdated |= changed
         self._doubted = {id: at for id, at in self._doubted.items() if id in doubts}
         # A clock that was set back puts no look off.
         fresh = frozenset(id for id in doubts if not 0 <= now - self._doubted.get(id, -DOUBT) < DOUBT)
-        if self._looking is None and (fresh or not 0 <= now - self._begun_at < self._every):
+        due = fresh or self._outdated or not 0 <= now - self._begun_at < self._every
+        if self._looking is None and due:
+            self._outdated = self._late = False
             self.begun += 1
             self._begun_at = now
             self._doubted.update(dict.fromkeys(fresh, now))
             self._looking = asyncio.create_task(self._look(self.begun, fresh), name="instances")
         if self._looking is not None:
-            await asyncio.wait([self._looking], timeout=LOOK_WAIT)
+            _, late = await asyncio.wait([self._looking], timeout=LOOK_WAIT)
+            self._late = bool(late)
 
     async def close(self) -> None:
         if self._looking is not None:
@@ -106,6 +123,7 @@ class Lookout:
             await asyncio.gather(self._looking, return_exceptions=True)
 
     async def _look(self, number: int, fresh: Collection[str]) -> None:
+        before = self.instances
         try:
             async with asyncio.timeout(LOOK_MOST):
                 self.instances = await self._provisioner.instances(fresh)
@@ -117,6 +135,8 @@ class Lookout:
             self._failed, self.instances = True, None
         finally:
             self.number = number
+        if self._late and self.instances != before:
+            self._on_news()
         try:
             async with asyncio.timeout(LOOK_MOST):
                 self.others = await self._provisioner.others(self._services)
@@ -124,6 +144,8 @@ class Lookout:
             log.debug("what is not ours could not be told", exc_info=True)
         finally:
             self._looking = None
+            if self._outdated:
+                self._on_news()
 
 
 class Witness:
