@@ -6,6 +6,8 @@
 #   docker build --build-arg CLOUDS=aws -t skygate .         (aws, gcp, azure, kubernetes, ...; several: aws,gcp)
 #   -v ./config/qwen3-8b.yaml:/service.yaml -v ~/.aws:/home/gateway/.aws:ro skygate up /service.yaml
 FROM python:3.12-slim AS build
+# The user of the image cannot write beside the code: not compiled here, it would be compiled at each start (1 s).
+ENV UV_COMPILE_BYTECODE=1
 RUN pip install --no-cache-dir uv
 WORKDIR /src
 COPY requirements.lock .

@@ -170,6 +170,13 @@ def test_the_image_runs_the_same_entry_point_as_another_user() -> None:
     assert any({"openssh-client", "rsync", "netcat-openbsd", "socat"} <= set(line.split()) for line in lines)
 
 
+def test_the_image_is_compiled_where_its_user_cannot_write() -> None:
+    build, _, run = (ROOT / "Dockerfile").read_text().partition("FROM python:3.12-slim\n")
+    compiled = build.index("ENV UV_COMPILE_BYTECODE=1")
+    assert compiled < build.index("uv pip install")
+    assert "pip install" not in run  # or what it installs would be compiled at each start
+
+
 def test_the_images_health_check_is_a_command_that_parses() -> None:
     text = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
     found = re.search(r"^HEALTHCHECK .*? CMD (\[.*\])$", text, re.MULTILINE)
