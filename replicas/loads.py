@@ -9,20 +9,18 @@ is frozen, while `/v1/loads` goes on answering 200).
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import logging
 import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from replicas import tls
 from replicas.board import Board
-from replicas.clients import Clients
-
-if TYPE_CHECKING:
-    import httpx
+from replicas.polling import Answer, Client, PollError
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +78,6 @@ class LoadPoller:
         self._clock = clock
         self._targets: dict[str, LoadTarget] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._clients = Clients(timeout=TIMEOUT)
 
     def __repr__(self) -> str:
         return f"<LoadPoller of {len(self._tasks)}>"
@@ -118,35 +115,31 @@ class LoadPoller:
         tasks = list(self._tasks.values())
         self.keep({})
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._clients.close()
 
     async def _poll(self, id: str, target: LoadTarget) -> None:
         recent: deque[int] = deque(maxlen=SMOOTHED)
-        while True:
-            began = time.monotonic()
-            before = self._board.in_flight(target.slot)
-            reply = await self._ask(target)
-            if reply is not None:
-                self._store(id, target, reply, before, recent)
-            known = self.results.get(id, Load()).supported is not False
-            await asyncio.sleep(max(0.05, (EVERY if known else EVERY_WITHOUT) - (time.monotonic() - began)))
+        with contextlib.closing(Client()) as client:
+            while True:
+                began = time.monotonic()
+                before = self._board.in_flight(target.slot)
+                reply = await self._ask(client, target)
+                if reply is not None:
+                    self._store(id, target, reply, before, recent)
+                pause = EVERY_WITHOUT if self.results.get(id, Load()).supported is False else EVERY
+                await asyncio.sleep(max(0.05, pause - (time.monotonic() - began)))
 
-    async def _ask(self, target: LoadTarget) -> httpx.Response | None:
-        import httpx
-
-        headers = {"Authorization": f"Bearer {target.key}"} if target.key else {}
+    async def _ask(self, client: Client, target: LoadTarget) -> Answer | None:
+        headers = {"authorization": f"Bearer {target.key}"} if target.key else {}
+        url = target.url + "/v1/loads?include=core"
         try:
-            client = self._clients.get(target.context)
-            return await client.get(target.url + "/v1/loads?include=core", headers=headers)
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            log.debug("no load report from %s: %s", target.url, tls.explain(error, target.context) or error)
+            return await client.ask(url, within=TIMEOUT, context=target.context, headers=headers)
+        except PollError as error:
+            log.debug("no load report from %s: %s", target.url, error)
             return None
 
-    def _store(
-        self, id: str, target: LoadTarget, reply: httpx.Response, before: int, recent: deque[int]
-    ) -> None:
+    def _store(self, id: str, target: LoadTarget, reply: Answer, before: int, recent: deque[int]) -> None:
         old, window = self.results.get(id, Load()), self.window(id)
-        if reply.status_code in (404, 405):
+        if reply.status in (404, 405):
             self.results[id] = replace(old, supported=False)
         elif (report := read(reply)) is not None:
             own = max(before, self._board.in_flight(target.slot))
@@ -163,12 +156,12 @@ class LoadPoller:
             self._on_change()
 
 
-def read(reply: httpx.Response) -> Load | None:
+def read(reply: Answer) -> Load | None:
     """The report in an answer; None if it holds none (an error, a warm-up, another program)."""
-    if reply.status_code != 200:
+    if reply.status != 200:
         return None
     try:
-        ranks: list[dict[str, Any]] = reply.json()["loads"]
+        ranks: list[dict[str, Any]] = json.loads(reply.body)["loads"]
         running = sum(int(rank["num_running_reqs"]) for rank in ranks)
         waiting = sum(int(rank["num_waiting_reqs"]) for rank in ranks)
         limits = [int(rank["max_running_requests"]) for rank in ranks if rank.get("max_running_requests")]

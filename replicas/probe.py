@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import ssl
 import time
@@ -16,8 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from replicas import tls
-from replicas.clients import Clients
+from replicas.polling import Client, PollError
 from replicas.schema import ReadinessProbe
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,6 @@ class Prober:
         self._targets: dict[str, ProbeTarget] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._now: dict[str, asyncio.Event] = {}
-        self._clients = Clients()
 
     def __repr__(self) -> str:
         return f"<Prober of {len(self._tasks)}>"
@@ -97,42 +96,37 @@ class Prober:
         tasks = list(self._tasks.values())
         self.keep({})
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._clients.close()
 
     async def _probe(self, id: str) -> None:
-        while True:
-            target, now = self._targets[id], self._now[id]
-            now.clear()
-            asked = self._clock()
-            error = await self._ask(target)
-            self._store(id, error, self._clock() - asked)
-            hurry = target.eager or error is not None
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(EAGER, target.interval) if hurry else target.interval):
-                    await now.wait()
+        with contextlib.closing(Client()) as client:
+            while True:
+                target, now = self._targets[id], self._now[id]
+                now.clear()
+                asked = self._clock()
+                error = await self._ask(client, target)
+                self._store(id, error, self._clock() - asked)
+                hurry = target.eager or error is not None
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(EAGER, target.interval) if hurry else target.interval):
+                        await now.wait()
 
-    async def _ask(self, target: ProbeTarget) -> str | None:
+    async def _ask(self, client: Client, target: ProbeTarget) -> str | None:
         """None = 200; else what was wrong, in a few words."""
-        import httpx
-
         probe = target.probe
-        headers = httpx.Headers({"Authorization": f"Bearer {target.key}"} if target.key else {})
-        headers.update(probe.headers)
-        timeout = max(probe.timeout_seconds, TIMEOUT_LEAST)
+        headers = {"authorization": f"Bearer {target.key}"} if target.key else {}
+        headers |= {name.lower(): value for name, value in probe.headers.items()}
+        data = probe.post_data
         try:
-            async with asyncio.timeout(timeout):  # over all of it; httpx's own is per read
-                response = await self._clients.get(target.context).request(
-                    "GET" if probe.post_data is None else "POST",
-                    target.url + probe.path,
-                    headers=headers,
-                    json=probe.post_data,
-                    timeout=timeout,
-                )
-        except (TimeoutError, httpx.TimeoutException):
-            return f"no answer in {timeout:.0f} s"
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            return tls.explain(error, target.context) or str(error) or type(error).__name__
-        return None if response.status_code == 200 else f"HTTP {response.status_code}"
+            answer = await client.ask(
+                target.url + probe.path,
+                within=max(probe.timeout_seconds, TIMEOUT_LEAST),
+                context=target.context,
+                headers=headers,
+                body=None if data is None else json.dumps(data, separators=(",", ":")).encode(),
+            )
+        except PollError as error:
+            return str(error)
+        return None if answer.status == 200 else f"HTTP {answer.status}"
 
     def _store(self, id: str, error: str | None, took: float) -> None:
         before, now = self.results.get(id), self._clock()

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from replicas.board import Board
 from replicas.loads import Load, LoadPoller, LoadTarget, read
+from replicas.polling import Answer
 
 # GET /v1/loads?include=core of SGLang 0.5.23, as recorded, with one request running and two waiting
 RECORDED = (
@@ -173,8 +173,8 @@ async def test_a_replica_that_is_not_kept_is_forgotten(rig: Rig) -> None:
     assert "k3y" not in repr(LoadTarget("http://x", 1, "k3y"))
 
 
-def response(body: Any, status: int = 200) -> httpx.Response:
-    return httpx.Response(status, json=body)
+def response(body: Any, status: int = 200) -> Answer:
+    return Answer(status, json.dumps(body).encode())
 
 
 def test_all_ranks_of_a_replica_are_added_up() -> None:
@@ -195,7 +195,7 @@ def test_what_is_no_report_is_none(body: Any) -> None:
     "text", ["[" * 200_000, '{"loads": [{"num_running_reqs":1e999,"num_waiting_reqs":0}]}']
 )
 def test_an_answer_that_no_parser_takes_is_none(text: str) -> None:
-    assert read(httpx.Response(200, text=text)) is None
+    assert read(Answer(200, text.encode())) is None
 
 
 def test_an_unknown_limit_stays_unknown() -> None:
@@ -209,7 +209,7 @@ def test_the_speed_is_that_of_all_ranks_while_requests_run_and_none_where_it_is_
             {"num_running_reqs": running, "num_waiting_reqs": 0, "timestamp": 1.0, "gen_throughput": speed}
             for speed in speeds
         ]
-        load = read(httpx.Response(200, json={"loads": ranks}))
+        load = read(response({"loads": ranks}))
         assert load is not None
         return load.generation
 

@@ -90,7 +90,7 @@ async def test_post_data_and_headers_are_those_of_the_yaml(replica: Replica, wat
     assert request.startswith(b"POST /health HTTP/1.1")
     assert request.endswith(b'{"text":"hi"}')
     assert b"Token own" in request
-    assert b"X-A: b" in request
+    assert b"\r\nx-a: b\r\n" in request
     assert b"k3y" not in request
 
 
