@@ -1,14 +1,11 @@
-"""`python -m bench run | table | peers`: see README.md here, or --help."""
+"""`python -m bench run | table | readme | peers`: see README.md here, or --help."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import platform
-import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
@@ -16,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import install
-from bench.bars import verdicts
+from bench.report import publish, report, where
 from bench.rig import BenchError, Measurement, rig
-from bench.table import cpu_us, table
+from bench.table import cpu_us
 from bench.targets import HERE, Target, targets
 from bench.workloads import USUAL, WORKLOADS, Workload
 
@@ -30,7 +27,13 @@ def main() -> int:
     if options.command == "peers":
         return 1 if install.install(options.names) else 0
     if options.command == "table":
-        print(_report(_read(options.files)))
+        print(report(_read(options.files)))
+        return 0
+    if options.command == "readme":
+        try:
+            publish(_read(options.files))
+        except ValueError as error:
+            sys.exit(str(error))
         return 0
     return run(options)
 
@@ -49,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--priority", type=int, default=0, help="niceness: -10 on a busy machine")
     two = commands.add_parser("table", help="print the table of earlier measurements")
     two.add_argument("files", nargs="+", type=Path)
+    shown = commands.add_parser("readme", help="put the table of a run into README.md and bench/README.md")
+    shown.add_argument("files", nargs="+", type=Path)
     three = commands.add_parser("peers", help="install the peers into the cache folder")
     known = ", ".join([*install.DEBIAN, *install.PYTHON])
     three.add_argument("names", nargs="*", help=f"of {known} (default: all)")
@@ -61,6 +66,7 @@ def run(options: argparse.Namespace) -> int:
     chosen = _targets(options.targets)
     out = options.out or RESULTS / time.strftime("%Y%m%d-%H%M%S.jsonl")
     out.parent.mkdir(parents=True, exist_ok=True)
+    here = where()
     cpus = [None if cpu < 0 else cpu for cpu in (options.gateway_cpu, options.load_cpu)]
     try:
         with rig(cpus[0], cpus[1], options.priority) as bench:
@@ -69,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
                 for target in chosen if round % 2 == 0 else chosen[::-1]:
                     try:
                         for measurement in bench.run(target, workloads):
-                            measurement["round"] = round
+                            measurement |= {"round": round, "where": here}
                             _keep(measurement, out)
                     except BenchError as error:
                         print(f"FAILED {target.name}: {error}", flush=True)
@@ -79,21 +85,8 @@ def run(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("stopped; what was measured so far:")
     if out.exists():
-        print(f"\n{heading(chosen)}\n\n{_report(_read([out]))}\n\nMeasurements: {out}")
+        print(f"\n{report(_read([out]))}\n\nMeasurements: {out}")
     return 0
-
-
-def heading(chosen: list[Target]) -> str:
-    """Where, when and of what the figures are."""
-    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False)
-    versions = ", ".join(target.version for target in chosen if target.version)
-    return (
-        f"{time.strftime('%d %b %Y')}, commit {commit.stdout.strip() or 'unknown'}; {os.cpu_count()} CPUs"
-        f" ({cpu[1] if cpu else platform.machine()}), Linux {platform.release()}, Python"
-        f" {platform.python_version()}; {versions}."
-    )
 
 
 def _chosen(text: str, known: dict[str, Workload]) -> list[Workload]:
@@ -128,10 +121,6 @@ def _keep(m: Measurement, out: Path) -> None:
     words.append(f"errors {m['errors']} unfinished {m['unfinished']} RSS {m['rss_peak_kib'] // 1024} MiB")
     words.append("busy " + "/".join(f"{value:.2f}" for value in m["busy"].values()))
     print("  ".join(words), flush=True)
-
-
-def _report(measurements: list[Measurement]) -> str:
-    return f"{table(measurements)}\n\n{verdicts(measurements)}".rstrip()
 
 
 def _read(files: Iterable[Path]) -> list[Measurement]:

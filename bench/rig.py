@@ -46,14 +46,12 @@ class Rig:
 
     def run(self, target: Target, workloads: list[Workload]) -> Iterator[Measurement]:
         """Start the target and measure it under each workload. Raises BenchError when it does not start."""
-        for cold in (False, True):
-            wanted = [w for w in workloads if w.cold is cold and fits(target, w)]
-            if not wanted:
-                continue
-            with self._running(target, cold) as (pid, start_s):
-                for workload in wanted:
+        for together in starts([w for w in workloads if fits(target, w)]):
+            with self._running(target, together[0].cold) as (pid, start_s):
+                for workload in together:
                     try:
-                        yield self._measure(target, workload, pid) | {"start_s": start_s}
+                        measured = self._measure(target, workload, pid)
+                        yield measured | {"start_s": start_s, "version": target.version}
                     except (BenchError, OSError, subprocess.SubprocessError, ValueError) as error:
                         print(f"FAILED {target.name} {workload.name}: {error}", flush=True)
 
@@ -220,6 +218,13 @@ def rig(gateway_cpu: int | None, load_cpu: int | None, priority: int) -> Iterato
         if not processes.set_priority([process.pid], priority):
             print(f"niceness {priority} was refused; measuring without it")
         yield Rig(gateway_cpu, load_cpu, priority, started, process.pid)
+
+
+def starts(workloads: list[Workload]) -> list[list[Workload]]:
+    """Which of them are measured in the same start of a gateway."""
+    apart = [[w] for w in workloads if w.fresh]
+    shared = [w for w in workloads if not w.fresh]
+    return [shared, *apart] if shared else apart
 
 
 def fits(target: Target, workload: Workload) -> bool:

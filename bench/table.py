@@ -16,7 +16,7 @@ Value = Callable[[Measurement], float | None]
 @dataclass(frozen=True, slots=True)
 class Column:
     """`added`: what the direct connection takes is subtracted. `ratio`: less is better, so it is compared.
-    `fold`: makes one of the rounds' values."""
+    `fold`: makes one of the rounds' values. `short`: its title in the README's table, if it is there."""
 
     workload: str
     title: str
@@ -25,6 +25,7 @@ class Column:
     added: bool = False
     ratio: bool = True
     fold: Callable[[list[float]], float] = statistics.median
+    short: str = ""
 
 
 def cpu_us(m: Measurement) -> float | None:
@@ -74,24 +75,25 @@ def share(m: Measurement) -> float | None:
 
 
 COLUMNS = (
-    Column("A", "CPU per request, µs", cpu_us, 1),
+    Column("A", "CPU per request, µs", cpu_us, 1, short="CPU per request, µs"),
     Column("A32K", "CPU per 32 KB request, µs", cpu_us, 1),
-    Column("B", "CPU per event in a burst, µs", cpu_us, 1),
-    Column("C200", "CPU per event, 200 streams, µs", cpu_us, 1),
+    Column("B", "CPU per event in a burst, µs", cpu_us, 1, short="per event in a burst"),
+    Column("C200", "CPU per event, 200 streams, µs", cpu_us, 1, short="per event, 200 slow streams"),
     Column("C1000", "1,000 streams, µs", cpu_us, 1),
     Column("C5000", "5,000 streams, µs", cpu_us, 1),
     Column("plain-1", "added latency p50, µs", quantile("latency", "p50"), added=True),
-    Column("ttft-1", "added TTFT p50, µs", quantile("ttft", "p50"), added=True),
-    Column("ttft-1", "added TTFT p99, µs", quantile("ttft", "p99"), added=True, ratio=False),
+    Column("ttft-1", "added TTFT p50, µs", quantile("ttft", "p50"), added=True, short="added TTFT p50, µs"),
+    Column("ttft-1", "added TTFT p99, µs", quantile("ttft", "p99"), added=True, short="p99"),
     Column("C5000", "added chunk delay p50, 5,000 streams, ms", quantile("delay", "p50", 1000), 2, True),
-    Column("C1000", "KiB per stream, 1,000 streams", memory_each, 1),
-    Column("C5000", "5,000 streams, KiB", memory_each, 1),
+    Column("C1000", "KiB per stream, 1,000 streams", memory_each, 1, short="KiB per stream, of 1,000"),
+    Column("C5000", "KiB per stream, 5,000 streams", memory_each, 1, short="of 5,000"),
     Column("leave-stream", "FIN to upstream close p99, ms", leaving("p99"), 1, ratio=False),
     Column("leave-queued", "the same before the first byte, ms", leaving("p99"), 1, ratio=False),
     Column("leave-plain", "the same, plain requests, ms", leaving("p99"), 1, ratio=False),
     Column("hold", "held: KiB each", memory_each, 1, ratio=False),
     Column("hold", "held: CPU, %", cpu_percent, 1, ratio=False),
     Column("hold", "fullest 100 ms of beats / mean", fullest, 1, ratio=False),
+    Column("hold-herd", "held at once: KiB each", memory_each, 1, ratio=False),
     Column("hold-herd", "held at once: CPU, %", cpu_percent, 1, ratio=False),
     Column("hold-herd", "held at once: fullest 100 ms / mean", fullest, 1, ratio=False),
     Column("C200", "smallest worker's share of 200, %", share, ratio=False),
@@ -136,32 +138,38 @@ class Values:
 
 
 def table(measurements: Iterable[Measurement]) -> str:
-    """The measurements as one Markdown table, with our ratios to nginx and to the best Rust router below."""
+    """All figures in Markdown, a gateway to a column; ours beside nginx and the best Rust router."""
     values = Values(measurements)
-    names = values.names
-    columns = [c for c in COLUMNS if any(values.get(n, c) is not None for n in names)]
+    figures = [c for c in COLUMNS if any(values.get(n, c) is not None for n in values.names)]
+    ours = [name for name in values.names if values.kind(name) == "ours"]
+    head = ["", *values.names, *(f"{n} / {base}" for n in ours for base in ("nginx", "best Rust router"))]
+    rows = [head, ["---"] * len(head)]
+    for c in figures:
+        bases = values.get("nginx", c), values.best(c, "rust")
+        beside = [_ratio(values.get(name, c), base, c) for name in ours for base in bases]
+        rows.append([c.title, *(cell(values, name, c) for name in values.names), *beside])
+    rows.append(["errors", *(_faults(values.found, name) for name in values.names), *[""] * 2 * len(ours)])
+    return markdown(rows)
 
-    def cell(name: str, column: Column) -> str:
-        value = values.get(name, column)
-        if value is None:
-            return "-"
-        text, least = f"{value:,.{column.digits}f}", values.best(column, "peer", "rust")
-        return f"{text} ({value / least:.2f})" if column.ratio and least else text
 
-    def ratio(name: str, column: Column, base: float | None) -> str:
-        value = values.get(name, column)
-        return f"{value / base:.2f}" if value is not None and base and column.ratio else ""
+def markdown(rows: Iterable[Iterable[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
-    rows = [[name, *(cell(name, c) for c in columns), _faults(values.found, name)] for name in names]
-    for name in names:
-        if values.kind(name) != "ours":
-            continue
-        rows.append([f"{name} / nginx", *(ratio(name, c, values.get("nginx", c)) for c in columns), ""])
-        best = [ratio(name, c, values.best(c, "rust")) for c in columns]
-        rows.append([f"{name} / best Rust router", *best, ""])
-    head = ["", *(c.title for c in columns), "errors"]
-    lines = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)]
-    return "\n".join(lines) + "\n\n" + _notes(values.found)
+
+def cell(values: Values, name: str, column: Column) -> str:
+    """The figure, and in brackets its ratio to the best peer's."""
+    value = values.get(name, column)
+    if value is None:
+        return "-"
+    text, ratio = f"{value:,.{column.digits}f}", _ratio(value, values.best(column, "peer", "rust"), column)
+    return f"{text} ({ratio})" if ratio else text
+
+
+def _ratio(value: float | None, base: float | None, column: Column) -> str:
+    if value is None or not base or base < 0 or not column.ratio:
+        return ""
+    ratio = value / base
+    return f"{ratio:,.{2 if abs(ratio) < 10 else 1 if abs(ratio) < 100 else 0}f}"
 
 
 def _faults(found: dict[tuple[str, str], list[Measurement]], name: str) -> str:
@@ -173,18 +181,3 @@ def _faults(found: dict[tuple[str, str], list[Measurement]], name: str) -> str:
     words = [f"{bad:,.0f}"] + [f"{never:,} not closed"] * bool(never)
     words += ["process restarted"] * bool(restarted)
     return ", ".join(words)
-
-
-def _notes(found: dict[tuple[str, str], list[Measurement]]) -> str:
-    """The spread over rounds, and how busy others kept the CPUs: what to think of the figures above."""
-    others = []
-    for ms in found.values():
-        for m in ms:
-            first = next(iter(m["busy"].values()), None)
-            if first is not None and m["target"] != "direct":
-                others.append(first - m["cpu"] / m["window"])
-    rounds = max((len(ms) for ms in found.values()), default=0)
-    text = f"Medians of {rounds} round{'s' * (rounds != 1)}."
-    if others:
-        text += f" Others used {100 * statistics.median(others):.0f} % of the gateway's CPU (median)."
-    return text

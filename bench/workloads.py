@@ -29,6 +29,7 @@ class Workload:
     abort_after_events: int = 0
     abort_after_ms: int = 0
     cold: bool = False  # no replica is ready: everything is held
+    fresh: bool = False  # its memory counts: in a start of its own, for no process gives all of it back
     unit: Unit = "request"  # what CPU time is divided by
 
     def upstream_query(self) -> str:
@@ -71,10 +72,12 @@ _ALL = (
     Workload(
         "C1000", "1,000 streams, 20 events/s each", 1000, 6.0,
         warm=3.5, ramp=3.0, grace=40.0, stream=True, once=True, events=200, interval_us=50_000, unit="event",
+        fresh=True,
     ),
     Workload(
         "C5000", "5,000 streams, 4 events/s each", 5000, 6.0,
         warm=5.5, ramp=5.0, grace=40.0, stream=True, once=True, events=48, interval_us=250_000, unit="event",
+        fresh=True,
     ),
     Workload(
         "leave-stream", "clients leave in mid-stream: FIN to the close of the upstream", 32, 4.0,
@@ -90,11 +93,11 @@ _ALL = (
     ),
     Workload(
         "hold", "10,000 requests of 1 KiB held for a cold start: memory, CPU, beats", 10_000, 24.0,
-        warm=18.0, ramp=8.0, grace=10.0, stream=True, once=True, prompt=750, cold=True,
+        warm=18.0, ramp=8.0, grace=10.0, stream=True, once=True, prompt=750, cold=True, fresh=True,
     ),
     Workload(
         "hold-herd", "the same, all of them come within a second", 10_000, 24.0,
-        warm=18.0, ramp=1.0, grace=10.0, stream=True, once=True, prompt=750, cold=True,
+        warm=18.0, ramp=1.0, grace=10.0, stream=True, once=True, prompt=750, cold=True, fresh=True,
     ),
     Workload("soak", "1,000,000 plain requests: does memory stay flat?", 64, 400.0, total=1_000_000),
 )  # fmt: skip
