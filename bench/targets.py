@@ -59,6 +59,11 @@ def gateway(name: str, *options: str) -> Target:
     return Target(name, command, "ours", holds=True, version=_our_version())
 
 
+def nginx(name: str, workers: int) -> Target:
+    command = f"{debian_program('nginx')} -e stderr -p {{scratch}} -c {HERE}/config/nginx.conf"
+    return Target(name, f"{command} -g 'worker_processes {workers};'", "peer", version=version("nginx"))
+
+
 def targets() -> dict[str, Target]:
     """All of them; `Target.installed` says which can be started here."""
     python = {name: venv(name) / "bin" for name in ("sglang-router", "smg", "vllm-router", "skyserve")}
@@ -67,12 +72,8 @@ def targets() -> dict[str, Target]:
         Target("direct", "", "direct", port=UPSTREAM_PORTS[0]),
         gateway("gateway"),
         gateway("gateway-2w", "--workers", "2"),
-        Target(
-            "nginx",
-            f"{debian_program('nginx')} -e stderr -p {{scratch}} -c {HERE}/config/nginx.conf",
-            "peer",
-            version=version("nginx"),
-        ),
+        nginx("nginx", 1),
+        nginx("nginx-2w", 2),
         Target(
             "haproxy",
             f"{debian_program('haproxy')} -db -f {HERE}/config/haproxy.cfg",
