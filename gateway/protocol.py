@@ -123,7 +123,7 @@ class GatewayProtocol(HttpToolsProtocol):
         url, head, length = self.url, self._read_head(), self._length
         super().on_message_begin()
         self.url, self.expect_100_continue = url, head.expects
-        self.headers += head.lines
+        self.headers.extend(head.lines)
         if length:
             self.headers.append((b"content-length", length))
         super().on_headers_complete()

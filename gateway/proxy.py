@@ -62,11 +62,11 @@ class Exchange:
         self.worker = worker
         self.client = client
         self.endpoint = client.endpoint
-        self.loop = asyncio.get_running_loop()
-        self.started = self.loop.time()
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self.started: float = self.loop.time()
         self.rid = worker.ids()
         self.request_id = self.rid
-        self.reply = Reply(client, client.endpoint, self.rid, self.started)
+        self.reply: Reply = Reply(client, client.endpoint, self.rid, self.started)
         self.upstreams: Upstreams | None = None
         self.upstream: Upstream | None = None
         self.lease: Lease | None = None  # the last attempt's
@@ -277,7 +277,7 @@ class Exchange:
         except Exception as failure:
             end = self._failed(failure)
         finally:
-            del error
+            error = None  # its traceback has this frame: no cycle
             self._account(end)
 
     def _failed(self, error: Exception) -> End:
@@ -286,8 +286,7 @@ class Exchange:
             self._fail(error)
             return error.end
         log.error("request %s failed by a fault of the gateway's own", self.request_id, exc_info=error)
-        self._fail(InternalError("The gateway failed; the cause is in its log."))
-        return InternalError.end
+        return self._failed(InternalError("The gateway failed; the cause is in its log."))
 
     def _fail(self, error: GatewayError) -> None:
         try:

@@ -24,7 +24,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 SLOTS = 64
 """Replicas that can exist at one time in one gateway, all services together."""
@@ -114,9 +114,9 @@ class Board:
     `time.monotonic_ns()` of the last good poll; a foreign depth polled more than 3 s ago means nothing.
     """
 
-    foreign = _FOREIGN
-    window = _WINDOW
-    polled = _POLLED
+    foreign: ClassVar[int] = _FOREIGN
+    window: ClassVar[int] = _WINDOW
+    polled: ClassVar[int] = _POLLED
 
     def __init__(self, path: Path, mapped: mmap.mmap, workers: int) -> None:
         self.path = path
