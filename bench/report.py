@@ -33,7 +33,7 @@ def where() -> dict[str, str]:
     return {
         "commit": f"commit {commit or 'unknown'}",
         "machine": f"{os.cpu_count()} CPUs ({cpu[1] if cpu else platform.machine()})",
-        "system": f"Linux {platform.release()}, Python {platform.python_version()}",
+        "system": f"Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}",
     }
 
 
