@@ -23,7 +23,7 @@ RESULTS = HERE / "results"
 
 
 def main() -> int:
-    options = _parser().parse_args()
+    options = arguments().parse_args()
     if options.command == "peers":
         return 1 if install.install(options.names) else 0
     if options.command == "table":
@@ -38,7 +38,7 @@ def main() -> int:
     return run(options)
 
 
-def _parser() -> argparse.ArgumentParser:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("run", help="measure, and print the table")
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     chosen = _targets(options.targets)
     out = options.out or RESULTS / time.strftime("%Y%m%d-%H%M%S.jsonl")
     out.parent.mkdir(parents=True, exist_ok=True)
-    here = where()
+    here = where(same_again(options))
     cpus = [None if cpu < 0 else cpu for cpu in (options.gateway_cpu, options.load_cpu)]
     try:
         with rig(cpus[0], cpus[1], options.priority) as bench:
@@ -87,6 +87,15 @@ def run(options: argparse.Namespace) -> int:
     if out.exists():
         print(f"\n{report(_read([out]))}\n\nMeasurements: {out}")
     return 0
+
+
+def same_again(options: argparse.Namespace) -> str:
+    """How to measure the same again, wherever the results go."""
+    defaults, words = arguments().parse_args(["run"]), []
+    for letter, name in (("w", "workloads"), ("t", "targets"), ("r", "rounds"), ("-priority", "priority")):
+        if (value := getattr(options, name)) != getattr(defaults, name):
+            words.append(f"-{letter} {value}")
+    return f'make bench ARGS="{" ".join(words)}"' if words else "make bench"
 
 
 def _chosen(text: str, known: dict[str, Workload]) -> list[Workload]:

@@ -18,6 +18,7 @@ from bench.targets import HERE
 
 README, OWN_README = HERE.parent / "README.md", HERE / "README.md"
 BEGIN, END = "<!-- bench:begin -->\n", "<!-- bench:end -->"
+SHOWN = [column for column in COLUMNS if column.short]
 LABELS = {"gateway": "gateway", "gateway-2w": "gateway, two workers", "skyserve": "SkyServe's balancer"}
 
 
@@ -25,14 +26,15 @@ class MixedRuns(ValueError):
     """Measurements of different commits or machines, which say nothing about each other."""
 
 
-def where() -> dict[str, str]:
-    """The machine and the code, as each measurement keeps them."""
+def where(command: str) -> dict[str, str]:
+    """The machine, the code, and the command that measures them, as each measurement keeps them."""
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     git = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "commit": f"commit {commit or 'unknown'}",
         "machine": f"{os.cpu_count()} CPUs ({cpu[1] if cpu else platform.machine()})",
+        "command": f"`{command}`",
         "system": f"Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}",
     }
 
@@ -46,16 +48,10 @@ def report(measurements: Sequence[Measurement]) -> str:
 
 
 def summary(measurements: Sequence[Measurement]) -> str:
-    """What the README of the project shows of a run, as Markdown: a gateway to a row.
-
-    Raises ValueError when nothing of it was measured.
-    """
+    """What the README of the project shows of a run, as Markdown: a gateway to a row."""
     values = Values(measurements)
-    columns = [c for c in COLUMNS if c.short and any(values.get(n, c) is not None for n in values.names)]
-    if not columns:
-        raise ValueError("none of the figures that the README shows was measured")
-    head = ["", *(c.short for c in columns)]
-    rows = [[_label(values, name), *(cell(values, name, c) for c in columns)] for name in values.names]
+    head = ["", *(c.short for c in SHOWN)]
+    rows = [[_label(values, name), *(cell(values, name, c) for c in SHOWN)] for name in values.names]
     return f"{heading(measurements)}\n\n{markdown([head, ['---'] * len(head), *rows])}"
 
 
@@ -80,6 +76,8 @@ def _quality(measurements: Iterable[Measurement]) -> str:
         others += [first - m["cpu"] / m["window"] for m, first in busy if first is not None]
     most = max(map(len, found.values()), default=0)
     text = f"medians of {most} round{'s' * (most != 1)}"
+    if commands := sorted({m["where"]["command"] for ms in found.values() for m in ms if "where" in m}):
+        text += f" of {' and '.join(commands)}"
     if others:
         percent = 100 * max(0.0, statistics.median(others))
         text += f", others used {percent:.0f} % of the gateway's CPU (median)"
@@ -108,6 +106,9 @@ def publish(measurements: Sequence[Measurement], readme: Path = README, own: Pat
     for name in ("commit", "machine", "system"):
         if len(found := _all(measurements, name)) > 1:
             raise MixedRuns(f"these measurements are of {' and of '.join(found)}: publish one run")
+    measured = {m["workload"] for m in measurements if m["target"] == "gateway"}
+    if missing := sorted({column.workload for column in SHOWN} - measured):
+        raise ValueError(f"the README shows more than this run has; not measured: {', '.join(missing)}")
     for path, text in ((readme, summary(measurements)), (own, report(measurements))):
         before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
         _, end, after = rest.partition(END)

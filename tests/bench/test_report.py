@@ -7,11 +7,17 @@ from typing import Any
 
 import pytest
 
+from bench.__main__ import arguments, same_again
 from bench.report import BEGIN, END, OWN_README, README, MixedRuns, publish, report, summary
 from bench.rig import starts
 from bench.workloads import WORKLOADS
 
-HERE = {"commit": "commit abc1234", "machine": "2 CPUs (EPYC)", "system": "Linux 6, Python 3.11.7"}
+HERE = {
+    "commit": "commit abc1234",
+    "machine": "2 CPUs (EPYC)",
+    "system": "Linux 6, Python 3.11.7",
+    "command": "`make bench`",
+}
 
 
 def measured(target: str, workload: str, cpu: float = 1.0, **more: Any) -> dict[str, Any]:
@@ -103,9 +109,22 @@ def test_who_is_better_than_every_peer_has_a_ratio_below_one() -> None:
 def test_the_heading_tells_date_commit_machine_and_how_busy_others_were() -> None:
     rounds = [measured(name, "A", busy={"0": 0.5}) for name in ("gateway", "nginx") for _ in range(3)]
     assert summary(rounds).splitlines()[0] == (
-        "5 November 2026, commit abc1234, 2 CPUs (EPYC), Linux 6, Python 3.11.7; medians of 3 rounds, others"
-        " used 25 % of the gateway's CPU (median). In brackets the ratio to the best peer."
+        "5 November 2026, commit abc1234, 2 CPUs (EPYC), Linux 6, Python 3.11.7; medians of 3 rounds of"
+        " `make bench`, others used 25 % of the gateway's CPU (median). In brackets the ratio to the best"
+        " peer."
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        ([], "make bench"),
+        (["-o", "/somewhere/x.jsonl"], "make bench"),
+        (["--priority", "-10", "-w", "A,B", "-r", "2"], 'make bench ARGS="-w A,B -r 2 --priority -10"'),
+    ],
+)
+def test_the_command_is_that_of_anybody_who_measures_the_same(words: list[str], command: str) -> None:
+    assert same_again(arguments().parse_args(["run", *words])) == command
 
 
 def test_peers_go_by_the_versions_that_ran() -> None:
@@ -150,9 +169,10 @@ def test_runs_of_two_commits_are_not_published_as_one(tmp_path: Path) -> None:
         publish([measured("gateway", "A"), other], tmp_path / "untouched", tmp_path / "untouched")
 
 
-def test_a_run_without_a_figure_of_the_readme_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="none of the figures"):
-        publish([measured("gateway", "soak")], tmp_path / "untouched", tmp_path / "untouched")
+def test_a_run_that_lacks_a_figure_of_the_readme_is_refused_and_says_what_to_measure(tmp_path: Path) -> None:
+    some = [m for m in everything() if m["workload"] not in ("B", "C5000")]
+    with pytest.raises(ValueError, match="not measured: B, C5000"):
+        publish(some, tmp_path / "untouched", tmp_path / "untouched")
 
 
 def test_what_is_measured_for_its_memory_has_a_start_of_its_own() -> None:
