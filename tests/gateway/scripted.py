@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from gateway.metrics import REGISTRY
+from replicas.tls import Identity
 
 from .conftest import Rig
 
@@ -26,6 +27,14 @@ STREAM = (
 )
 DONE = b"data: [DONE]\n\n"
 LAST = b"0\r\n\r\n"
+
+
+def recorded(name: str) -> tuple[int, bytes]:
+    """Status and body of a recorded answer of a real SGLang."""
+    raw = (DATA / name).read_bytes()
+    raw = raw[raw.index(b"HTTP/1.1") :]
+    head, _, body = raw.partition(b"\r\n\r\n")
+    return int(head.split()[1]), body
 
 
 def chunk(data: bytes) -> bytes:
@@ -182,3 +191,24 @@ async def _read(reader: asyncio.StreamReader) -> Request:
     headers = [(name.lower(), value.strip()) for name, _, value in (item.partition(b":") for item in rest)]
     length = int(dict(headers).get(b"content-length", b"0"))
     return Request(line, headers, await reader.readexactly(length))
+
+
+def says(*parts: bytes, close: bool = False) -> Callable[[Peer], Awaitable[None]]:
+    """A replica that sends these bytes, each by itself, for every request."""
+
+    async def answer(peer: Peer) -> None:
+        for part in parts:
+            await peer.send(part)
+            await asyncio.sleep(0)
+        if close:
+            peer.close()
+
+    return answer
+
+
+def server_context(identity: Identity, folder: Path) -> ssl.SSLContext:
+    """A replica's, with the key and certificate that it was given."""
+    (folder / "replica.pem").write_text(identity.key + identity.cert)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "replica.pem")
+    return context
