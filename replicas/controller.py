@@ -1,7 +1,7 @@
 """The controller: each second, or at once on a message, it looks at the world, decides, saves, and then acts.
 
     observe    probes, load reports, provisioner.instances(), the board, limits
-    interpret  into events; `advance` each replica                               (fleet.py, health.py)
+    interpret  into events; `advance` each replica                    (fleet.py, starts.py, health.py)
     decide     how many replicas                                                 (autoscaler.py)
     plan       what that means                                                   (planner.py)
     SAVE       one transaction; a replica has its row before `launch` is called
@@ -24,7 +24,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from replicas import breaker, costs, report, spec
+from replicas import costs, report, spec
 from replicas.adoption import adopt, as_it_was
 from replicas.board import SERVICES, Board
 from replicas.costs import Waker
@@ -266,21 +266,21 @@ class Controller:
     def _begin_launches(self, fleet: Fleet, now: float) -> None:
         for r in list(fleet.rows.values()):
             if r.state is State.PENDING:
-                fleet.begin_launch(r, now)
+                fleet.starts.begin(r, now)
 
     def _save(self, now: float) -> None:
         """All that changed, in one transaction: from here on the world may be touched."""
         strays = self._strays.news
-        if not strays and not any(f.dirty or f.news for f in self.fleets.values()):
+        if not strays and not any(f.book.dirty or f.book.news for f in self.fleets.values()):
             return
         told: list[dict[str, Any]] = []
         with self.table.transaction():
             for fleet in self.fleets.values():
-                self.table.save(fleet.rows[id] for id in fleet.dirty)
+                self.table.save(fleet.rows[id] for id in fleet.book.dirty)
                 name = fleet.service.name
-                if any(e["kind"] in ("breaker", "transition", "retry") for e in fleet.news):
+                if any(e["kind"] in ("breaker", "transition", "retry") for e in fleet.book.news):
                     self.table.set_breaker(name, fleet.breaker.to_json())
-                for event in fleet.news:
+                for event in fleet.book.news:
                     if event["kind"] == "cold_start":
                         phase, seconds = event["phase"], event["seconds"]
                         on = event["spec_hash"], event["plan"]
@@ -289,10 +289,10 @@ class Controller:
             told += [self._journal.save(event) for event in strays]
         strays.clear()
         for fleet in self.fleets.values():
-            for id in [id for id in fleet.dirty if fleet.rows[id].state is State.GONE]:
+            for id in [id for id in fleet.book.dirty if fleet.rows[id].state is State.GONE]:
                 fleet.forget(id)
-            fleet.dirty.clear()
-            fleet.news.clear()
+            fleet.book.dirty.clear()
+            fleet.book.news.clear()
         self._journal.tell(told)
 
     # ------------------------------------------------------------ act
@@ -390,9 +390,7 @@ class Controller:
 
     def retry(self, name: str) -> None:
         """Allow a launch at once, whatever has failed before. :raises UnknownService:"""
-        fleet = self._fleet(name)
-        fleet.breaker = breaker.retried(fleet.breaker)
-        fleet.tell("retry", "another start is allowed: a person asked for it", self.clock(), code="retry")
+        self._fleet(name).starts.retry(self.clock())
         self.poke()
 
     async def down(self, limit: float | None = None, *, pause: float = 0.2) -> list[str]:

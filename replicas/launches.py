@@ -12,6 +12,7 @@ from typing import Final, Literal
 from replicas import budget, plans
 from replicas.lifecycle import CAPACITY, Replica, State
 from replicas.plans import Market, Menu, Plan, Spending
+from replicas.tries import back_off
 
 NEXT_PLAN: Final = 1.0  # s before the next plan is tried; the list through, it is the pauses below
 PAUSE_FIRST: Final = 5.0  # s
@@ -119,7 +120,7 @@ class Launches:
         failed = self._failed[r.id] = self.attempt(r)
         pause = NEXT_PLAN
         if why == "try_again" or names.index(plan.name) <= at:  # once around
-            pause = min(PAUSE_MOST, PAUSE_FIRST * 2.0 ** min((failed - 1) // len(options), 16))
+            pause = back_off((failed - 1) // len(options) + 1, PAUSE_FIRST, PAUSE_MOST)
         number = next((i for i, one in enumerate(options, 1) if one == plan), 0)
         return Turn(plan, number, len(options), pause, failed + 1)
 

@@ -108,7 +108,7 @@ def place(fleet: Fleet, r: Replica, now: float) -> tuple[int, int, int]:
 def eta(fleet: Fleet, r: Replica, now: float) -> float | None:
     """Seconds until READY. None when a first attempt has failed: nobody knows when there will be capacity."""
     looks = r.state is State.PROVISIONING and fleet.launches.attempt(r) > 1
-    return fleet.starts.eta(r, now) if r.state in COMING and not looks else None
+    return fleet.starts.past.eta(r, now) if r.state in COMING and not looks else None
 
 
 def _place(r: Replica) -> int:
@@ -192,5 +192,5 @@ def _replica(fleet: Fleet, r: Replica, loads: LoadPoller, now: float) -> dict[st
         "reason": r.reason,
         "failure": r.failure,
         "kept_until": fleet.kept_until(r),
-        "end_failures": fleet.tries.get(r.id, 0),
+        "end_failures": fleet.tries.failures(r.id),
     }

@@ -13,9 +13,9 @@ from replicas.errands import Errands, Outcome
 from replicas.evidence import Lookout
 from replicas.plans import Spending
 from replicas.provisioners import Instance, owned_by, service_and_owner
+from replicas.tries import PAUSE_MOST, back_off
 
 PAUSE_FIRST: Final = 5.0  # s from an end that was not verified to the next try
-PAUSE_MOST: Final = 300.0
 LOOK_AGAIN: Final = 60.0  # s; a look that began before it was verified gone may still list it
 
 
@@ -71,7 +71,7 @@ class Strays:
             pause = LOOK_AGAIN
             if outcome.kind == "not_gone":
                 stray.tries += 1
-                pause = min(PAUSE_MOST, PAUSE_FIRST * 2.0 ** min(stray.tries - 1, 16))
+                pause = back_off(stray.tries, PAUSE_FIRST, PAUSE_MOST)
                 stray.reason = f"not verified gone: {outcome.reason}; next try in {pause:.0f} s"
                 self._tell(stray, "terminate_failed", stray.reason, now, code="terminate_failed")
             stray.not_before = now + pause
