@@ -24,29 +24,27 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from replicas import costs, report, spec
+from replicas import publisher, report, spec
+from replicas.accounts import Accounts
 from replicas.adoption import adopt, as_it_was
 from replicas.board import SERVICES, Board
-from replicas.costs import Waker
 from replicas.deadman import Alarm
 from replicas.errands import Errands
 from replicas.evidence import LOOK_MOST, Evidence, Lookout, silent
 from replicas.fleet import Fleet
 from replicas.journal import Journal, Observer
-from replicas.ledger import Ledger
 from replicas.lifecycle import State, new
 from replicas.loads import LoadPoller, LoadTarget
 from replicas.masking import Mask
-from replicas.messages import ColdStart, ServiceInfo, Snapshot, WorkerState
 from replicas.planner import Launch
 from replicas.plans import Spending
 from replicas.policy import ControllerConfig, Override
 from replicas.probe import Prober, ProbeTarget
 from replicas.provisioners import Provisioner, owned_by
-from replicas.slots import Slots
+from replicas.publisher import Publisher
 from replicas.spec import Service
 from replicas.strays import Strays
-from replicas.table import Limits, Table, TableError
+from replicas.table import Limits, Table
 from replicas.tls import Certificates
 
 __all__ = ["Controller", "ControllerConfig", "Observer", "UnknownService"]
@@ -54,7 +52,6 @@ __all__ = ["Controller", "ControllerConfig", "Observer", "UnknownService"]
 log = logging.getLogger(__name__)
 
 TICK: Final = 1.0  # s
-WAKER_LATE: Final = 2.0  # s; the board tells at once that somebody waits, a worker's message says who
 TICK_LEAST: Final = 0.02  # s between ticks that messages cause
 PROBED: Final = frozenset({State.STARTING, State.READY, State.NOT_READY, State.DRAINING})
 
@@ -66,13 +63,9 @@ class UnknownService(KeyError):
         return str(self.args[0])
 
 
-class Control(Protocol):
-    """The controller's end of the control socket (replicas/control.py: ControlServer)."""
+class Control(publisher.Control, Protocol):
+    """What else the controller hears through it."""
 
-    workers: dict[int, WorkerState]
-
-    def publish(self, snapshot: Snapshot) -> None: ...
-    def progress(self, service: str, cold: ColdStart | None) -> None: ...
     def take_suspects(self) -> dict[str, str]: ...
 
 
@@ -104,7 +97,6 @@ class Controller:
         self.prober = prober or Prober(self.poke, clock=clock)
         self.loads = loads or LoadPoller(board, self.poke, window_max=settings.window_max, clock=clock)
         self.stopping = False
-        self.generation = table.generation
         self.keys = {s.name: settings.replica_api_key or table.replica_key(s.name) for s in services}
         known = [s.secrets.values() for s in services]
         self._mask = Mask(chain(*known, self.keys.values(), settings.launch.secrets.values()))
@@ -114,18 +106,16 @@ class Controller:
         self._alarm = Alarm(provisioner, settings.dead_man)
         self._errands = Errands(provisioner, self.poke, self._mask)
         self._strays = Strays(table.owner, self._errands)
-        self._slots = Slots(board, control, self.generation)
-        self._published: tuple[ServiceInfo, ...] | None = None
-        self._progressed: dict[str, ColdStart | None] = {}
+        self._publisher = Publisher(table, board, control)
         self._journal = Journal(table)
-        self._ledger = Ledger(table, clock())
-        self._unwoken: set[str] = set()  # launched for somebody whose name is still on its way
+        self._accounts = Accounts(table, control, observer, clock())
         self.fleets = adopt(
             services, table, board=board, config=settings, observer=observer, now=clock()
         )
 
     def __repr__(self) -> str:
-        return f"<Controller generation={self.generation} {' '.join(map(repr, self.fleets.values()))}>"
+        fleets = " ".join(map(repr, self.fleets.values()))
+        return f"<Controller generation={self._publisher.generation} {fleets}>"
 
     # ------------------------------------------------------------ the tick
 
@@ -161,7 +151,7 @@ class Controller:
                         self._add(fleet, action.reason, now)
                     else:
                         fleet.apply(action, now)
-                self._begin_launches(fleet, now)
+                fleet.starts.begin(now)
             self._account(now)
             try:
                 self._save(now)
@@ -173,7 +163,7 @@ class Controller:
 
     async def close(self) -> None:
         """Save and let go; ends no replica. Launches under way are adopted by the next controller."""
-        self._save_ledger(self.clock())
+        self._accounts.save(self.clock())
         await self._lookout.close()
         await self._errands.close()
         await self.prober.close()
@@ -192,7 +182,7 @@ class Controller:
     def _interpret(self, now: float) -> None:
         masked = self._mask
         outcomes = [replace(o, reason=masked(o.reason)) for o in self._errands.take()]
-        look, released = self._lookout, self._slots.released
+        look, released = self._lookout, self._publisher.slots.released
         probes, loads = self.prober.results, self.loads.results
         instances = look.instances
         if instances is not None:
@@ -219,7 +209,7 @@ class Controller:
 
     def _add(self, fleet: Fleet, reason: str, now: float) -> None:
         held = {r.slot for f in self.fleets.values() for r in f.rows.values()}
-        slot = self._slots.free(held)
+        slot = self._publisher.slots.free(held)
         if slot is None:
             log.warning("no free slot on the board: %s waits for one", fleet.service.name)
             return
@@ -230,43 +220,14 @@ class Controller:
         row = new(id, service.name, n, slot, spec_hash=hash, spec_text=text, now=now, reason=reason)
         fleet.add(row, now)
         asked = fleet.meter.waiting > 0 or fleet.meter.arrived > 0
-        waker = self._waker(service.name) if asked else None
-        self._ledger.launched(id, service.name, now, waker)
-        if asked and waker is None:
-            self._unwoken.add(id)
-
-    def _waker(self, service: str) -> Waker | None:
-        """Whose request waits, by what the workers said last."""
-        said = (worker.woken.get(service) for worker in self.control.workers.values())
-        return next((Waker(*who) for who in said if who is not None), None)
+        self._accounts.launched(id, service.name, now, asked=asked)
 
     def _account(self, now: float) -> None:
         """What this tick's time has cost."""
-        for fleet in self.fleets.values():
-            for id in self._unwoken & fleet.rows.keys():
-                if (waker := self._waker(fleet.service.name)) is not None:
-                    self._ledger.woken(id, waker)
-                if waker is not None or now - fleet.rows[id].created_at > WAKER_LATE:
-                    self._unwoken.discard(id)
-        listed = self._lookout.instances
         busy = {id for f in self.fleets.values() for id, n in f.meter.in_flight.items() if n}
         rows = [r for f in self.fleets.values() for r in f.rows.values()]
-        strays = self._strays.machines
-        for name, dollars in self._ledger.accrue(rows, now, listed=listed, busy=busy, strays=strays).items():
-            self.observer.cost(name, dollars)
-        if self._ledger.due(now):
-            self._save_ledger(now)
-
-    def _save_ledger(self, now: float) -> None:
-        try:
-            self._ledger.save(now)
-        except TableError as error:  # nothing is lost yet: each tick tries again
-            log.warning("the costs could not be saved: %s", error)
-
-    def _begin_launches(self, fleet: Fleet, now: float) -> None:
-        for r in list(fleet.rows.values()):
-            if r.state is State.PENDING:
-                fleet.starts.begin(r, now)
+        listed, strays = self._lookout.instances, self._strays.machines
+        self._accounts.accrue(rows, now, listed=listed, busy=busy, strays=strays)
 
     def _save(self, now: float) -> None:
         """All that changed, in one transaction: from here on the world may be touched."""
@@ -298,24 +259,10 @@ class Controller:
     # ------------------------------------------------------------ act
 
     def _publish(self, now: float) -> None:
-        """A new generation if anything that workers act upon has changed; the progress of cold starts if
-        not."""
         served = [f for f in self.fleets.values() if not f.retired]
         window, certificates = self.loads.window, self.certificates
         infos = [report.service_info(f, window, self.keys[f.service.name], certificates, now) for f in served]
-        still = tuple(map(report.still, infos))
-        if still != self._published:
-            self.table.generation = self.generation = self.generation + 1
-            self._published = still
-            self._slots.published(self.generation, {u.slot for i in infos for u in i.upstreams})
-            self._progressed = {info.name: info.cold for info in infos}
-            self.control.publish(Snapshot(self.generation, tuple(infos)))
-            return
-        for info in infos:
-            before = self._progressed.get(info.name)
-            if report.rounded(info.cold) != report.rounded(before):
-                self._progressed[info.name] = info.cold
-                self.control.progress(info.name, info.cold)
+        self._publisher.publish(infos)
 
     def _act(self, now: float) -> None:
         """What each row's state asks for, unless it is under way."""
@@ -428,11 +375,11 @@ class Controller:
     def status(self) -> dict[str, Any]:
         """The shape of GET /admin/status."""
         now = self.clock()
-        self._save_ledger(now)  # a figure that was told is not taken back by a crash
+        self._accounts.save(now)
         told = [(name, f) for name, f in self.fleets.items() if not f.retired or f.rows]
-        services = [report.status(f, self.loads, self._ledger.sums(name), now) for name, f in told]
+        services = [report.status(f, self.loads, self._accounts.sums(name), now) for name, f in told]
         return {
-            "generation": self.generation,
+            "generation": self._publisher.generation,
             "owner": self.table.owner,
             "provisioner": self._alarm.status(services, now),
             "strays": self._strays.status(),
@@ -442,10 +389,7 @@ class Controller:
 
     def cost(self, since: str | None = None, by: str = "day") -> dict[str, Any]:
         """The answer of GET /admin/cost. `since`: "7d" or a date. :raises ValueError: it cannot be read."""
-        now = self.clock()
-        begin = None if since is None else costs.moment(since, now)
-        self._save_ledger(now)
-        return costs.bill(self.table.ledger(begin), by, now, begin)
+        return self._accounts.bill(since, by, self.clock())
 
     def events(self, last: int = 0) -> AsyncIterator[dict[str, Any]]:
         """The `last` past events, then each new one as it comes. A reader that is slow loses the oldest."""

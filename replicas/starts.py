@@ -54,16 +54,21 @@ class Starts:
     def __repr__(self) -> str:
         return f"<Starts {self.launches!r} {self.past!r} failures={self.breaker.failures}>"
 
-    def begin(self, r: Replica, now: float) -> Replica:
-        """PENDING -> PROVISIONING, on the best plan there is."""
+    def begin(self, now: float) -> None:
+        """PENDING -> PROVISIONING, each on the best plan there is."""
+        for r in list(self._book.rows.values()):
+            if r.state is State.PENDING:
+                self._begin(r, now)
+
+    def _begin(self, r: Replica, now: float) -> None:
         options = self.launches.choices(r, self._book.rows.values(), now)
         if not options:  # it was decided upon together with another, for which there was money
-            return self._book.move(r, Event.CANCEL, now, "all that it may run on costs too much for now")
+            self._book.move(r, Event.CANCEL, now, "all that it may run on costs too much for now")
+            return
         r = self._book.set(r, plan=options[0].name)
         on = f" (plan=1/{len(options)} {r.plan})" if r.plan else ""
         r = self._book.move(r, Event.LAUNCH, now, r.reason + on)
         self.phase(r, PHASES[0], None, now)
-        return self._book.rows[r.id]
 
     def hear(self, r: Replica, outcome: Outcome, now: float) -> None:
         """The launch of a replica that is PROVISIONING has ended."""
