@@ -91,8 +91,7 @@ class Controller:
     ) -> None:
         if not 1 <= len(services) <= SERVICES:
             raise ValueError(f"1 to {SERVICES} services, not {len(services)}")
-        self.provisioner, self.table, self.board, self.control = provisioner, table, board, control
-        self.config, self.observer, self.state_dir = settings, observer, state_dir
+        self.provisioner, self.table, self.control, self.config = provisioner, table, control, settings
         self.clock, self.certificates = clock, certificates or Certificates(state_dir)
         self.prober = prober or Prober(self.poke, clock=clock)
         self.loads = loads or LoadPoller(board, self.poke, window_max=settings.window_max, clock=clock)
