@@ -119,14 +119,14 @@ def _check_messages(messages: Sequence[object]) -> None:
 
 
 def _check_number(name: str, value: object) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else None
     low = _WHOLE.get(name)
     if low is not None:
-        if not (number and value >= low and value == value // 1):  # type: ignore[operator]
+        if number is None or not number >= low or number % 1:  # no number is at least NaN; inf % 1 is NaN
             raise BadRequest(f"'{name}' must be a whole number of at least {low}.", param=name)
         return
     high = _REAL[name]
-    if not (number and 0 <= value <= (high or _HUGE)):  # type: ignore[operator]
+    if number is None or not 0 <= number <= (high or _HUGE):
         bound = f"between 0 and {high}" if high else "of at least 0"
         raise BadRequest(f"'{name}' must be a number {bound}.", param=name)
 

@@ -215,3 +215,34 @@ async def rig(rigs: Callable[..., Awaitable[Rig]]) -> Rig:
 def chat(text: str = "how many rs are in strawberry", **more: Any) -> dict[str, Any]:
     """A chat request's body."""
     return {"model": "r1", "messages": [{"role": "user", "content": text}], **more}
+
+
+def on_task(monkeypatch: pytest.MonkeyPatch, made: Callable[[str, asyncio.Task[Any]], Any]) -> None:
+    """Tell `made` of each task that a request gets from now on: its coroutine's name, and the task.
+
+    By the event loop: the methods of a compiled module cannot be replaced.
+    """
+    loop = asyncio.get_running_loop()
+    original = loop.create_task
+
+    def create_task(coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        task = original(coroutine, **options)
+        name = getattr(coroutine, "__qualname__", type(coroutine).__name__)
+        if "Exchange" in name:
+            made(name, task)
+        return task
+
+    monkeypatch.setattr(loop, "create_task", create_task)
+
+
+def on_dial(monkeypatch: pytest.MonkeyPatch, port: int, dialled: Callable[[], Awaitable[Any]]) -> None:
+    """Await `dialled` from now on in place of each dial of `port`."""
+    loop = asyncio.get_running_loop()
+    original = loop.create_connection
+
+    async def create_connection(factory: Any, host: Any = None, to: Any = None, **options: Any) -> Any:
+        if to == port:
+            return await dialled()
+        return await original(factory, host, to, **options)
+
+    monkeypatch.setattr(loop, "create_connection", create_connection)

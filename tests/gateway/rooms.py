@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
 
 from gateway.hold import Place, WaitingRoom
+from gateway.upstream import Pool
+from gateway.upstreams import Upstream
 from replicas.board import Board
+
+
+async def _replica() -> Upstream:
+    url = "http://127.0.0.1:9"
+    return Upstream("r1-0", 0, url, window=1, pool=Pool(url))
+
+
+REPLICA = asyncio.run(_replica())  # a room only passes it on
 
 
 class Window:
@@ -17,13 +26,13 @@ class Window:
         self.free = free
         self.order: list[int] = []
 
-    def take(self, place: Place) -> str | None:
+    def take(self, place: Place) -> Upstream | None:
         if self.free <= 0:
             return None
         self.order.append(place.since)
-        return "the replica"
+        return REPLICA
 
-    def start(self, upstream: Any) -> None:
+    def start(self, upstream: Upstream) -> None:
         self.free -= 1
 
 
@@ -50,8 +59,7 @@ def make_room(
     async def make() -> WaitingRoom:
         room = WaitingRoom(
             board, worker, service, max_waiting=max_waiting, max_bytes=max_bytes,
-            take=window.take,  # type: ignore[arg-type]  # a room only passes the upstream on
-            start=window.start, on_level=on_level,
+            take=window.take, start=window.start, on_level=on_level,
         )  # fmt: skip
         room.polls = True
         return room

@@ -11,7 +11,7 @@ import pytest
 
 from replicas.simulator import SimConfig, Simulator
 
-from .conftest import RawAnswer, Rig, chat, eventually
+from .conftest import RawAnswer, Rig, chat, eventually, on_dial
 from .scripted import STREAM, Peer, Scripted, chunk, event, sample
 
 WITHIN = 1.0  # second, the promise
@@ -150,11 +150,11 @@ async def test_while_its_upstream_is_dialled_nothing_is_left_open(
 ) -> None:
     dialling = asyncio.Event()
 
-    async def dial(pool: object) -> None:
+    async def dialled() -> None:
         dialling.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("gateway.upstream.Pool.dial", dial)
+    on_dial(monkeypatch, 9, dialled)
     rig.publish("http://127.0.0.1:9")
     got = await rig.raw(long())
     await dialling.wait()

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
 
-from gateway.incoming import Client
 from gateway.protocol import GatewayProtocol
 from replicas.simulator import SimConfig, Simulator
 
-from .conftest import Rig, chat, eventually
+from .conftest import Rig, chat, eventually, on_task
 from .scripted import ANSWER, LAST, STREAM, Peer, Scripted, chunk, event, sample, says, whole
 from .test_fast_path import PATH, connect, post
 
@@ -150,14 +148,8 @@ async def test_a_client_that_leaves_what_it_was_sent_unread_did_not_get_it(rig: 
 async def test_a_task_that_is_cancelled_before_its_first_step_still_ends_its_request(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, before = Client.spawn, ended("shutdown", 503)
-
-    def spawn(self: Client, coroutine: Any) -> asyncio.Task[None]:
-        task = original(self, coroutine)
-        task.cancel()
-        return task
-
-    monkeypatch.setattr(Client, "spawn", spawn)
+    before = ended("shutdown", 503)
+    on_task(monkeypatch, lambda name, task: task.cancel())
     got = await rig.client.post(PATH, json=chat())
     assert got.json()["error"]["code"] == "gateway_stopping"
     assert ended("shutdown", 503) == before + 1

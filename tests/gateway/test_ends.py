@@ -11,7 +11,7 @@ from gateway.errors import End
 from gateway.metrics import REGISTRY
 from replicas.simulator import SimConfig, Simulator
 
-from .conftest import Rig, chat, eventually
+from .conftest import Rig, chat, eventually, on_dial
 from .scripted import STREAM, Peer, Scripted, chunk, event, whole
 
 PATH = "/v1/chat/completions"
@@ -172,11 +172,11 @@ async def test_a_request_that_fails_by_our_own_fault_is_a_500_that_is_counted(
     rig = await rigs(access_log=str(tmp_path / "access.log"))
     ends = Ends(rig)
 
-    async def broken(*_: object) -> None:
+    async def broken() -> None:
         await asyncio.sleep(0)
         raise ZeroDivisionError
 
-    monkeypatch.setattr("gateway.proxy.Exchange._try", broken)
+    on_dial(monkeypatch, 9, broken)
     rig.publish("http://127.0.0.1:9")
     got = await rig.client.post(PATH, json=chat())
     assert (got.status_code, got.json()["error"]["code"]) == (500, "internal_error")

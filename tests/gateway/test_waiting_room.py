@@ -13,7 +13,7 @@ from gateway.hold import BODY_OVERHEAD, NEXT_POLL_SECONDS, YIELD_SECONDS
 from replicas.board import Board
 
 from .conftest import Rig, chat, eventually
-from .rooms import Clock, Window, make_room
+from .rooms import REPLICA, Clock, Window, make_room
 
 
 class Late(Clock):
@@ -44,7 +44,7 @@ def test_a_look_that_is_due_at_once_does_not_keep_the_next_one_out(board: Board)
     window.free = 2
     late.settle()
     assert window.order == [1, 2]
-    assert [place.future.result() for place in places] == ["the replica"] * 2
+    assert [place.future.result() for place in places] == [REPLICA] * 2
     late.close()
 
 

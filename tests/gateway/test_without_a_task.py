@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from gateway.incoming import Client
 from gateway.worker import YOUNG_SECONDS, Worker
 
-from .conftest import Rig, chat, eventually
+from .conftest import Rig, chat, eventually, on_task
 from .scripted import ANSWER, DONE, LAST, STREAM, Peer, Scripted, busier, chunk, event, retries, sample, whole
 
 Rigs = Callable[..., Awaitable[Rig]]
@@ -26,16 +25,10 @@ def ended(end: str, code: int) -> float:
 
 
 @pytest.fixture
-def tasks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+async def tasks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The requests that needed a task, by their coroutine's name."""
     made: list[str] = []
-    original = Client.spawn
-
-    def spawn(self: Client, coroutine: Any) -> asyncio.Task[None]:
-        made.append(coroutine.__qualname__)
-        return original(self, coroutine)
-
-    monkeypatch.setattr(Client, "spawn", spawn)
+    on_task(monkeypatch, lambda name, task: made.append(name))
     return made
 
 
