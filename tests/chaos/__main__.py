@@ -18,7 +18,7 @@ from tests.chaos.client import Ask, Client, Outcome
 from tests.chaos.faults import Faults
 
 SHOWN = 20  # violations printed of each sort
-LONG = 10_000  # requests from which a run has blackouts of 20 s, too
+LONG = 10_000  # requests from which a run has blackouts of 20 s, and its memory can be judged
 IDLE_SECONDS = 15.0  # the gateway's time to close what it keeps for the next request
 
 
@@ -73,6 +73,8 @@ class Run:
         left = [pid for pid in bed.pids if exists(pid)]
         found["processes"] = [f"the gateway's exit code is {code}"] if code != 0 else []
         found["processes"] += [f"pid {pid} of the gateway still runs" for pid in left]
+        if self.options.requests >= LONG:
+            found["memory"] = audit.memory(self.rss)
         found["log"] = [line for line in bed.log() if "Traceback" in line or "fault of the gateway" in line]
         return found
 

@@ -18,6 +18,8 @@ from tests.chaos.client import OUTCOMES, REPLICAS, Outcome
 _COUNT = re.compile(r'^gateway_requests_total\{(.*)\} ([0-9.e+]+)$', re.MULTILINE)
 _END = re.compile(r'end="(\w+)"')
 
+WATCHED_LEAST = 30  # s; memory of a younger process still warms up
+GROWN = 1.2
 TURN = 16  # answers that may be sent in one turn of a worker's loop, before their ends are accounted
 
 
@@ -141,6 +143,19 @@ def rss(pid: int) -> int:
     with contextlib.suppress(OSError, ValueError, IndexError):
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
     return 0
+
+
+def memory(rss: dict[tuple[str, int], list[int]]) -> list[str]:
+    """No process has grown from the second quarter of its life to the last, by the least MiB of each: what is
+    held or buffered for a while comes and goes. `rss`: MiB once a second, by role and pid."""
+    found = []
+    for (role, pid), samples in rss.items():
+        seen = [mib for mib in samples if mib]  # 0: it was gone when it was asked
+        n = len(seen)
+        early, late = min(seen[n // 4 : n // 2], default=0), min(seen[3 * n // 4 :], default=0)
+        if n >= WATCHED_LEAST and late > early * GROWN + 1:
+            found.append(f"{role} {pid} has grown from {early} to {late} MiB in {n} s")
+    return found
 
 
 def table(outcomes: Sequence[Outcome]) -> str:

@@ -111,3 +111,17 @@ def test_a_board_that_is_not_at_rest_is_found(tmp_path: Path) -> None:
         board.cells[row.arrived] = 2
         board.cells[row.waiting] = 1
         assert len(audit.board(board)) == 3
+
+
+@pytest.mark.parametrize(
+    ("seen", "grown"),
+    [
+        ([38] * 10 + [40] * 30, False),  # it warms up
+        ([40] * 15 + [70] * 5 + [40] * 20, False),  # what was held for a while
+        ([40] * 20 + [70] * 19 + [0], True),  # what never comes back
+        ([40 + second for second in range(40)], True),
+        ([40 + 5 * second for second in range(10)], False),  # too young to tell
+    ],
+)
+def test_memory_that_only_grows_is_found(seen: list[int], grown: bool) -> None:
+    assert bool(audit.memory({("worker", 1): seen, ("controller", 2): [40] * 40})) is grown
