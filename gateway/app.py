@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from gateway import openai
+from gateway import openai, serving
 from gateway.child import RETIRE, Child, exit_with_supervisor, read_child
 from gateway.errors import GatewayError, InternalError, ModelNotFound, UnknownPath
 from gateway.protocol import GatewayProtocol
@@ -136,20 +136,14 @@ def _error(error: GatewayError) -> Response:
     return Response(openai.error_body(error), error.status, headers, "application/json")
 
 
-class Server(uvicorn.Server):
-    """uvicorn with our order of stopping: first end what is held, then stop accepting, then let streams
-    drain. `serves` is called once connections are accepted."""
+class Server(serving.Server):
+    """With our order of stopping: first end what is held, then stop accepting, then let streams drain."""
 
     def __init__(
         self, config: uvicorn.Config, worker: Worker, serves: Callable[[], None] = lambda: None
     ) -> None:
-        super().__init__(config)
+        super().__init__(config, serves)
         self._worker = worker
-        self._serves = serves
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._serves()
 
     def stop(self) -> None:
         """Stop; a second time, without waiting for the streams."""

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from gateway.child import EXIT_CONFIG, EXIT_DOWN, RESTART, Child, exit_with_supe
 from gateway.launching import NO_VARIABLES, Variables
 from gateway.logs import tidy
 from gateway.progress import Progress, machines, not_ended
+from gateway.serving import Server
 from gateway.settings import CONTROL_SOCKET, Settings, SettingsError
 from gateway.supervisor import BOARD_FILE
 from replicas import spec
@@ -125,23 +126,6 @@ def controller_config(settings: Settings, known: Variables = NO_VARIABLES) -> Co
     )
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handlers: stopping is ours to order. `serves` is called once it
-    accepts."""
-
-    def __init__(self, config: uvicorn.Config, serves: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._serves = serves
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._serves()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 async def serve(child: Child, service: Service, listener: socket.socket, known: Variables) -> int:
     """Run the controller and its admin port until SIGTERM (0) or until `gateway down` has finished (64)."""
     settings, folder = child.settings, child.settings.state_dir
@@ -189,7 +173,7 @@ async def serve(child: Child, service: Service, listener: socket.socket, known: 
         about = {"version": version(), "provisioner": settings.provisioner, "workers": settings.workers}
         restart = functools.partial(os.kill, supervisor, RESTART)
         admin = Admin(controller, folder, registry, about, restart=restart)
-        server = _Server(
+        server = Server(
             uvicorn.Config(
                 admin.app(settings.admin_key),
                 lifespan="off",

@@ -1,0 +1,107 @@
+"""The main loop of a worker's and the admin port's server: it sleeps until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+import uvloop
+
+from gateway.serving import Server
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+class Counting(Server):
+    ticks = 0
+
+    async def on_tick(self, counter: int) -> bool:
+        self.ticks += 1
+        return await super().on_tick(counter)
+
+
+def make(**settings: Any) -> Counting:
+    return Counting(uvicorn.Config(app, lifespan="off", log_level="error", ws="none", **settings))
+
+
+async def turns(n: int) -> None:
+    for _ in range(n):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("date", [False, True])
+async def test_it_stops_within_three_turns_of_the_event_loop(date: bool) -> None:
+    server = make(date_header=date)
+    serving = asyncio.create_task(server.main_loop())
+    await turns(3)
+    assert (server.should_exit, serving.done()) == (False, False)
+    server.should_exit = True
+    await turns(3)
+    assert serving.done()
+    await serving
+
+
+async def test_it_stops_at_once_that_was_told_to_before_it_began() -> None:
+    server = make()
+    server.should_exit = True
+    await server.main_loop()
+    assert server.ticks == 1
+
+
+async def test_without_a_date_header_nothing_wakes_it() -> None:
+    server = make(date_header=False, server_header=False, headers=[("x-kept", "yes")])
+    server.config.load()
+    serving = asyncio.create_task(server.main_loop())
+    await asyncio.sleep(0.25)  # uvicorn's own would have ticked three times
+    assert server.ticks == 1
+    assert server.server_state.default_headers == [(b"x-kept", b"yes")]
+    server.should_exit = True
+    await serving
+
+
+async def test_the_date_of_an_answer_is_that_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.serving.DATE_SECONDS", 0.01)
+    now = 1_800_000_000.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    called = asyncio.Event()
+    server = make()
+    server._serves = called.set
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        await asyncio.wait_for(called.wait(), 5)
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
+            assert (await client.get("/")).headers["date"] == "Fri, 15 Jan 2027 08:00:00 GMT"
+            now += 3600
+            async with asyncio.timeout(5):
+                while (await client.get("/")).headers["date"] != "Fri, 15 Jan 2027 09:00:00 GMT":
+                    pass
+        server.should_exit = True
+        await serving
+
+
+@pytest.mark.parametrize("before", range(6))
+def test_a_connection_accepted_in_the_turn_of_the_stop_is_closed_with_the_others(before: int) -> None:
+    """On the event loop that a worker has."""
+
+    async def stop_as_one_comes() -> None:
+        called = asyncio.Event()
+        server = make(timeout_keep_alive=75)
+        server._serves = called.set
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            await called.wait()
+            await turns(3)
+            with socket.create_connection(listener.getsockname()):
+                await turns(before)
+                server.should_exit = True
+                await asyncio.wait_for(serving, 5)
+
+    uvloop.run(stop_as_one_comes())
