@@ -175,13 +175,14 @@ class Bed:
             )
 
     async def start(self) -> None:
-        """Returns when three replicas are ready. Raises BedError."""
+        """Returns when three replicas are ready and the workers serve. Raises BedError."""
         for replica in self.replicas:
             replica.start()
         self._up()
         await until("the gateway serves", self._serves, 30)
         self.board = Board.open(self.state / "load.board")
         await self.all_ready()
+        await until("the workers serve", lambda: sum("serves" in line for line in self.log()) >= WORKERS, 30)
 
     def _serves(self) -> bool:
         if self.gateway is None or self.gateway.poll() is not None:
