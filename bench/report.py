@@ -19,7 +19,11 @@ from bench.targets import HERE
 README, OWN_README = HERE.parent / "README.md", HERE / "README.md"
 BEGIN, END = "<!-- bench:begin -->\n", "<!-- bench:end -->"
 SHOWN = [column for column in COLUMNS if column.short]
-LABELS = {"gateway": "gateway", "gateway-2w": "gateway, two workers", "skyserve": "SkyServe's balancer"}
+LABELS = {
+    "gateway-2w": "gateway, two workers",
+    "nginx-2w": "nginx, two workers",
+    "skyserve": "SkyServe's balancer",
+}
 
 
 class MixedRuns(ValueError):
@@ -90,12 +94,12 @@ def _day(iso: str) -> str:
 
 def _label(values: Values, name: str) -> str:
     """A peer goes by its version at that time."""
-    label = LABELS.get(name, name)
+    label, comma, how = LABELS.get(name, name).partition(",")
     if values.kind(name) == "ours":
-        return label
+        return f"{label}{comma}{how}"
     mine = [m for (target, _), rounds in values.found.items() if target == name for m in rounds]
     versions = sorted({m.get("version", "").rpartition(" ")[2] for m in mine} - {""})
-    return f"{label} {', '.join(versions)}".rstrip()
+    return f"{label} {', '.join(versions)}".rstrip() + comma + how
 
 
 def publish(measurements: Sequence[Measurement], readme: Path = README, own: Path = OWN_README) -> None:

@@ -128,9 +128,12 @@ def test_the_command_is_that_of_anybody_who_measures_the_same(words: list[str], 
 
 
 def test_peers_go_by_the_versions_that_ran() -> None:
-    lines = summary(everything()).splitlines()
-    labels = [line.split(" | ")[0] for line in lines[4:]]
-    assert labels == ["| gateway", "| nginx 1.22.1", "| vllm-router 0.1.17"]
+    more = [measured("gateway-2w", "A"), measured("nginx-2w", "A", version="nginx 1.22.1")]
+    lines = summary([*everything(), *more]).splitlines()
+    assert [line.split(" | ")[0].removeprefix("| ") for line in lines[4:]] == [
+        *("gateway", "nginx 1.22.1", "vllm-router 0.1.17"),
+        *("gateway, two workers", "nginx 1.22.1, two workers"),
+    ]
 
 
 def test_the_whole_report_sets_ours_beside_nginx_and_the_best_rust_router() -> None:
