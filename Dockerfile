@@ -8,18 +8,21 @@
 FROM python:3.12-slim AS build
 # The user of the image cannot write beside the code: not compiled here, it would be compiled at each start (1 s).
 ENV UV_COMPILE_BYTECODE=1
-RUN pip install --no-cache-dir uv
+RUN pip install --no-cache-dir uv \
+ && apt-get update \
+ && apt-get install -y --no-install-recommends gcc libc6-dev
 WORKDIR /src
 COPY requirements.lock .
 RUN uv venv /opt/skygate \
  && uv pip install --no-cache --python /opt/skygate/bin/python --require-hashes -r requirements.lock
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY gateway gateway
 COPY replicas replicas
 COPY config config
-RUN uv pip install --no-cache --python /opt/skygate/bin/python --no-deps --no-build-isolation .
+RUN HATCH_BUILD_HOOK_ENABLE_CUSTOM=true /opt/skygate/bin/python -m hatchling build -t wheel -d /dist \
+ && uv pip install --no-cache --python /opt/skygate/bin/python --no-deps /dist/*.whl
 ARG CLOUDS=
-RUN [ -z "$CLOUDS" ] || uv pip install --no-cache --python /opt/skygate/bin/python --no-build-isolation ".[$CLOUDS]"
+RUN [ -z "$CLOUDS" ] || uv pip install --no-cache --python /opt/skygate/bin/python --find-links /dist "skygate[$CLOUDS]"
 
 FROM python:3.12-slim
 # SkyPilot reaches its clusters by ssh and rsync, and pods through socat and nc.

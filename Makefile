@@ -4,8 +4,9 @@
 #   make test            the tests
 #   make test-sky        the tests against a real SkyPilot, on a Slurm cluster it makes (root, Linux, 20 minutes)
 #   make test-sglang     the tests against a real SGLang on this machine's CPU (Linux, x86_64; tests/sglang/README.md)
+#   make test-compiled   the gateway's tests against a compiled build of it (a C compiler, Python's headers)
 #   make bench           the gateway beside nginx, haproxy and the Rust routers (bench/README.md)
-#   PYTHON=python3.12    another Python for the environment       ARGS="..."   arguments of demo, test, chaos, bench
+#   PYTHON=python3.12    another Python for the environment       ARGS="..."   arguments of demo, test..., chaos, bench
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -17,10 +18,11 @@ UV = $(shell command -v uv || echo $(BIN)/uv)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-sky test-sglang chaos lint check docs lock wheel bench bench-peers
+.PHONY: help venv demo test test-compiled test-sky test-sglang chaos lint check docs lock wheel wheel-compiled \
+	compiled bench bench-peers
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP)  ## the environment in .venv, exactly requirements.lock
 
@@ -32,6 +34,10 @@ TEST_PROCESSES ?= 3
 
 test: $(STAMP)  ## all tests
 	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
+
+test-compiled: compiled  ## the data plane's tests against machine code, in a copy of the tree
+	@cd $(TREE) && PYTHONPATH=$(CURDIR)/$(TREE) TEST_COMPILED=1 $(CURDIR)/$(BIN)/python -m pytest \
+	  -n $(TEST_PROCESSES) --dist loadfile $(COMPILED_TESTS) $(ARGS)
 
 test-sky: $(STAMP)  ## replicas on a real SkyPilot and Slurm, on this machine (root, Linux)
 	@VENV="$(CURDIR)/$(VENV)" tests/e2e/sky/bed.sh test $(ARGS)
@@ -55,8 +61,25 @@ docs: $(STAMP)  ## the generated parts of README.md
 lock: $(STAMP)  ## requirements.lock from pyproject.toml, keeping the versions that still fit
 	@$(UV) pip compile -q --universal --generate-hashes --extra test --extra dev --extra slurm pyproject.toml -o requirements.lock
 
-wheel: $(STAMP)  ## dist/skygate-*.whl
+wheel: $(STAMP)  ## dist/skygate-*.whl, for every platform
 	@$(BIN)/python -m hatchling build -t wheel
+
+COMPILE := HATCH_BUILD_HOOK_ENABLE_CUSTOM=true
+TREE := build/compiled/tree
+COMPILED_TESTS := tests/gateway tests/e2e tests/replicas/test_board.py
+
+wheel-compiled: $(STAMP)  ## the same with its hot modules compiled, for this platform and Python
+	@$(COMPILE) $(BIN)/python -m hatchling build -t wheel
+
+compiled: build/compiled/.built  ## build/compiled/tree, a copy of this one with those modules compiled
+	@rm -rf $(TREE) && mkdir -p $(TREE)
+	@cp -R gateway replicas config tests bench pyproject.toml README.md $(TREE)
+	@$(BIN)/python -m zipfile -e build/compiled/*.whl $(TREE)
+
+build/compiled/.built: $(STAMP) pyproject.toml hatch_build.py $(wildcard gateway/*.py replicas/*.py)
+	@rm -rf build/compiled && mkdir -p build/compiled
+	@$(COMPILE) $(BIN)/python -m hatchling build -t wheel -d build/compiled
+	@touch $@
 
 BENCH_BUILD := bench/build
 

@@ -112,7 +112,7 @@ def _targets(text: str | None) -> list[Target]:
         if name not in known:
             sys.exit(f"no such target: {name}; there are {', '.join(known)}")
         if not known[name].installed:
-            sys.exit(f"{name} is not installed: make bench-peers")
+            sys.exit(f"{name} is not installed: {known[name].installed_by}")
     return [known[name] for name in dict.fromkeys(["direct", *names])]
 
 

@@ -21,6 +21,7 @@ BEGIN, END = "<!-- bench:begin -->\n", "<!-- bench:end -->"
 SHOWN = [column for column in COLUMNS if column.short]
 LABELS = {
     "gateway-2w": "gateway, two workers",
+    "gateway-compiled": "gateway, compiled",
     "nginx-2w": "nginx, two workers",
     "skyserve": "SkyServe's balancer",
 }

@@ -20,6 +20,7 @@ UPSTREAM_PORTS = (9001, 9002, 9003, 9004)
 UPSTREAM_URLS = tuple(f"http://127.0.0.1:{port}" for port in UPSTREAM_PORTS)
 KEY = "sk-bench-0123456789"  # as loadgen.c sends it
 _WORKERS = " ".join(UPSTREAM_URLS)
+COMPILED = HERE.parent / "build" / "compiled" / "tree"  # as `make compiled` leaves it
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +45,15 @@ class Target:
 
     @property
     def installed(self) -> bool:
-        return self.kind in ("direct", "ours") or bool(self.version)
+        return self.kind == "direct" or bool(self.version)
+
+    @property
+    def installed_by(self) -> str:
+        return "make compiled" if self.kind == "ours" else "make bench-peers"
 
 
-def gateway(name: str, *options: str) -> Target:
-    """The product, in a state dir of its own."""
+def gateway(name: str, *options: str, tree: Path = HERE.parent) -> Target:
+    """The product, in a state dir of its own. `tree`: whose code it is."""
     words = [sys.executable, "-m", "gateway", "up", "--provisioner", "static"]
     for url in UPSTREAM_URLS:
         words += ["--replica", url]
@@ -56,7 +61,8 @@ def gateway(name: str, *options: str) -> Target:
     words += ["--min-replicas", str(len(UPSTREAM_URLS)), "--max-replicas", str(len(UPSTREAM_URLS))]
     words += ["--window-max", "4096", "--max-waiting", "12000", "--log-level", "warning", *options]
     command = shlex.join(words) + " --state-dir {scratch}/state"
-    return Target(name, command, "ours", holds=True, version=_our_version())
+    env = {"PYTHONPATH": str(tree)}
+    return Target(name, command, "ours", env, holds=True, version=_our_version() if _is_ours(tree) else "")
 
 
 def nginx(name: str, workers: int) -> Target:
@@ -72,6 +78,7 @@ def targets() -> dict[str, Target]:
         Target("direct", "", "direct", port=UPSTREAM_PORTS[0]),
         gateway("gateway"),
         gateway("gateway-2w", "--workers", "2"),
+        gateway("gateway-compiled", tree=COMPILED),
         nginx("nginx", 1),
         nginx("nginx-2w", 2),
         Target(
@@ -113,6 +120,16 @@ def targets() -> dict[str, Target]:
         ),
     )
     return {target.name: target for target in found}
+
+
+def _is_ours(tree: Path) -> bool:
+    """Whether it has the code of this checkout; the compiled one may be missing, or of an older day."""
+    if tree == HERE.parent:
+        return True
+    sources = [p for package in ("gateway", "replicas") for p in (HERE.parent / package).rglob("*.py")]
+    copies = [(path, tree / path.relative_to(HERE.parent)) for path in sources]
+    same = all(copy.exists() and copy.read_bytes() == path.read_bytes() for path, copy in copies)
+    return same and any(tree.glob("gateway/relay.*.so"))
 
 
 def _our_version() -> str:

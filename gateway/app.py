@@ -29,6 +29,7 @@ from gateway.child import RETIRE, Child, exit_with_supervisor, read_child
 from gateway.errors import GatewayError, InternalError, ModelNotFound, UnknownPath
 from gateway.protocol import GatewayProtocol
 from gateway.upstreams import Upstreams
+from gateway.version import build
 from gateway.worker import Worker
 from replicas.board import Board
 
@@ -228,7 +229,7 @@ async def serve(worker: Worker, sock: socket.socket, child: Child) -> None:
         await worker.close()
         return
     _quiet_collector()
-    log.info("worker %d serves", worker.index)
+    log.info("worker %d serves, %s", worker.index, build())
     await server.serve(sockets=[sock])
     await worker.close()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import importlib.metadata
 import json
 import logging
 import os
@@ -28,6 +27,7 @@ from gateway.progress import Progress, machines, not_ended
 from gateway.serving import Server
 from gateway.settings import CONTROL_SOCKET, Settings, SettingsError
 from gateway.supervisor import BOARD_FILE
+from gateway.version import build, version
 from replicas import spec
 from replicas.adoption import as_it_was
 from replicas.board import Board
@@ -49,13 +49,6 @@ TABLE_FILE = "state.db"
 # For the admin port to finish what it is answering; event and log streams are told to end before.
 CLOSE_SECONDS = 2
 PROGRESS_SECONDS = 0.2
-
-
-def version() -> str:
-    try:
-        return importlib.metadata.version("skygate")
-    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
-        return "unknown"
 
 
 def make_provisioner(
@@ -170,7 +163,10 @@ async def serve(child: Child, service: Service, listener: socket.socket, known: 
         await control.start()
         stack.push_async_callback(control.close)
         registry = functools.partial(metrics.build_registry, os.environ.get("PROMETHEUS_MULTIPROC_DIR"))
-        about = {"version": version(), "provisioner": settings.provisioner, "workers": settings.workers}
+        about = {
+            "version": version(), "build": build(),
+            "provisioner": settings.provisioner, "workers": settings.workers,
+        }  # fmt: skip
         restart = functools.partial(os.kill, supervisor, RESTART)
         admin = Admin(controller, folder, registry, about, restart=restart)
         server = Server(

@@ -22,6 +22,7 @@ from gateway import cost, ending, operate, quote
 from gateway import settings as options
 from gateway.operate import friendly, show
 from gateway.settings import SETTINGS, Setting, Settings
+from gateway.version import build
 
 if TYPE_CHECKING:
     from gateway.supervisor import Supervisor
@@ -79,7 +80,9 @@ def setting_options(names: Collection[str] = ()) -> Callable[[Function], Functio
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="skygate", prog_name="gateway")
+@click.version_option(
+    package_name="skygate", prog_name="gateway", message=f"%(prog)s, version %(version)s, {build()}"
+)
 def main() -> None:
     """Serve big open models on your own cloud GPUs: launch on demand, hold requests, scale to zero.
 

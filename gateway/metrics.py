@@ -302,9 +302,10 @@ class Levels(Collector):
 
         status = self._status()
         strays: list[Mapping[str, Any]] = status.get("strays", [])
-        failing = Counted(s["service"] for s in strays if s["tries"])
-        failing.update(s["name"] for s in status["services"] for r in s["replicas"] if r.get("end_failures"))
-        alone = Counted(stray["service"] for stray in strays)
+        failing = Counted([s["service"] for s in strays if s["tries"]])
+        for service in status["services"]:
+            failing[service["name"]] += sum(1 for r in service["replicas"] if r.get("end_failures"))
+        alone = Counted([stray["service"] for stray in strays])
         for name in {s["name"] for s in status["services"]} | set(alone):
             put("gateway_strays", (name,), alone[name])
             put("gateway_ends_failing", (name,), failing[name])

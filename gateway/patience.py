@@ -173,11 +173,12 @@ class _Wait:
             self.over.set_exception(error.with_traceback(None))  # no cycle through this frame
 
 
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
 class Phases:
     """Each call gives another share of a period, from 0 to 1: however many are taken in a row, they lie
     evenly (multiples of the golden ratio, whose gaps are of at most three lengths)."""
-
-    _STEP = (math.sqrt(5) - 1) / 2
 
     def __init__(self) -> None:
         self._last = 0.0
@@ -186,7 +187,7 @@ class Phases:
         return f"<Phases {self._last:.3f}>"
 
     def __call__(self) -> float:
-        self._last = (self._last + self._STEP) % 1.0
+        self._last = (self._last + _GOLDEN) % 1.0
         return self._last
 
 

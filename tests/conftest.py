@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import signal
+import tomllib
+from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("seeded", derandomize=True, deadline=None)
@@ -16,6 +21,13 @@ if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if os.environ.get("TEST_COMPILED"):  # `make test-compiled`
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    for name in project["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]["modules"]:
+        found = importlib.util.find_spec(name)
+        if found is None or not str(found.origin).endswith(".so"):
+            pytest.exit(f"{name} is not compiled: it is {found}", 3)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

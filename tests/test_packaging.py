@@ -59,6 +59,20 @@ def test_an_installed_wheel_finds_its_config_in_an_empty_folder(wheel: Path, tmp
     assert done.stdout.strip() == str(installed / "gateway/_config/local.yaml"), done.stderr
 
 
+def test_what_is_compiled_is_there_and_by_the_locked_mypy(project: dict[str, Any]) -> None:
+    hook = project["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]
+    assert hook["enable-by-default"] is False
+    for module in hook["modules"]:
+        path = ROOT / (module.replace(".", "/") + ".py")
+        assert path.exists(), module
+        assert '__name__ == "__main__"' not in path.read_text(), f"`python -m {module}` needs its source"
+    lock = (ROOT / "requirements.lock").read_text()
+    for pin in (f"{name}==" for name in ("mypy", "setuptools", "types-pyyaml")):
+        assert f"\n{pin}" in lock
+    (mypy,) = [wanted for wanted in hook["dependencies"] if wanted.startswith("mypy==")]
+    assert f"\n{mypy} " in lock
+
+
 def test_the_lock_has_every_dependency_with_hashes_and_no_download_address(project: dict[str, Any]) -> None:
     lock = (ROOT / "requirements.lock").read_text()
     assert "uv pip compile --universal --generate-hashes" in lock.splitlines()[1]
@@ -87,32 +101,60 @@ def test_ci_and_pre_commit_run_the_same_commands() -> None:
     assert [hook["entry"] for hook in hooks] == re.findall(r"^make .*", ci, re.MULTILINE)
 
 
+def run_ci(
+    folder: Path, *, bed: str = "exit 0", python: str = '[ "$1" = -c ]', make_fails_at: str = "",
+    apt: str = "false",
+) -> tuple[int, list[str], str]:  # fmt: skip
+    """Its exit code, what was made, and what it said. By default no SGLang; `python -c` finds the headers."""
+    for path, text in {
+        ".ci/run": (ROOT / ".ci" / "run").read_text(),
+        "tests/e2e/sky/bed.sh": f"#!/bin/sh\n{bed}\n",
+        ".venv/bin/python": f"#!/bin/sh\n{python}\n",
+        "bin/make": f'#!/bin/sh\necho "$1" >>made\n[ "$1" != "{make_fails_at}" ] || exit 2\n',
+        "bin/cc": "#!/bin/sh\n",
+        "bin/apt-get": f"#!/bin/sh\n{apt}\n",
+    }.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+        (folder / path).chmod(0o755)
+    env = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run([folder / ".ci" / "run"], env=env, capture_output=True, text=True, timeout=20)
+    return done.returncode, (folder / "made").read_text().split(), done.stdout
+
+
 @pytest.mark.parametrize(
     ("possible", "make_fails_at", "code", "made"),
     [
-        ("exit 0", "", 0, ["lint", "test", "test-sky"]),
-        ("exit 0", "test-sky", 2, ["lint", "test", "test-sky"]),   # a bed that is possible must work
-        ("echo missing: root; exit 1", "", 0, ["lint", "test"]),
+        ("exit 0", "", 0, ["lint", "test", "test-compiled", "test-sky"]),
+        # A bed that is possible must work.
+        ("exit 0", "test-sky", 2, ["lint", "test", "test-compiled", "test-sky"]),
+        ("echo missing: root; exit 1", "", 0, ["lint", "test", "test-compiled"]),
         ("exit 0", "test", 2, ["lint", "test"]),
     ],
 )
 def test_ci_runs_the_bed_where_it_is_possible_and_says_so_where_it_is_not(
     tmp_path: Path, possible: str, make_fails_at: str, code: int, made: list[str]
 ) -> None:
-    for path, text in {
-        ".ci/run": (ROOT / ".ci" / "run").read_text(),
-        "tests/e2e/sky/bed.sh": f"#!/bin/sh\n{possible}\n",
-        ".venv/bin/python": "#!/bin/sh\nexit 1\n",   # no SGLang
-        "bin/make": f'#!/bin/sh\necho "$1" >>made\n[ "$1" != "{make_fails_at}" ] || exit 2\n',
-    }.items():
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(text)
-        (tmp_path / path).chmod(0o755)
-    env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
-    done = subprocess.run([tmp_path / ".ci" / "run"], env=env, capture_output=True, text=True, timeout=20)
-    assert done.returncode == code
-    assert (tmp_path / "made").read_text().split() == made
-    assert ("NOT RUN" in done.stdout and "missing: root" in done.stdout) == ("missing" in possible)
+    *done, said = run_ci(tmp_path, bed=possible, make_fails_at=make_fails_at)
+    assert done == [code, made]
+    assert ("NOT RUN" in said and "missing: root" in said) == ("missing" in possible)
+
+
+@pytest.mark.parametrize(
+    ("apt", "made"),
+    [("false", []), ('[ "$2" = update ] || touch headers', ["test-compiled"])],
+)
+def test_ci_installs_what_compiling_takes_and_says_so_where_it_cannot(
+    tmp_path: Path, apt: str, made: list[str]
+) -> None:
+    code, tried, said = run_ci(tmp_path, python='[ "$1" = -c ] && [ -e headers ]', apt=apt)
+    assert (code, tried) == (0, ["lint", "test", *made, "test-sky"])
+    assert ("NOT RUN: make test-compiled" in said) == (not made)
+
+
+def test_ci_stops_where_the_compiled_build_fails(tmp_path: Path) -> None:
+    code, tried, _ = run_ci(tmp_path, make_fails_at="test-compiled")
+    assert (code, tried) == (2, ["lint", "test", "test-compiled"])
 
 
 def test_the_bed_tells_a_user_who_is_not_root_what_is_missing(tmp_path: Path) -> None:
@@ -135,8 +177,8 @@ def test_make_without_a_target_says_what_there_is() -> None:
     )
     assert done.returncode == 0
     assert [line.split()[1] for line in done.stdout.splitlines()] == [
-        *("help", "venv", "demo", "test", "test-sky", "test-sglang", "chaos", "lint", "check", "docs"),
-        *("lock", "wheel", "bench", "bench-peers"),
+        *("help", "venv", "demo", "test", "test-compiled", "test-sky", "test-sglang", "chaos", "lint"),
+        *("check", "docs", "lock", "wheel", "wheel-compiled", "compiled", "bench", "bench-peers"),
     ]
 
 

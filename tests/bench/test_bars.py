@@ -30,6 +30,13 @@ def test_the_bar_per_request_is_against_the_best_rust_router(ours: float, verdic
     )
 
 
+def test_the_compiled_build_has_the_bars_against_peers_under_its_own_name() -> None:
+    text = verdicts([plain("gateway", 0.8), plain("gateway-compiled", 0.6), plain("vllm-router", 1.0)])
+
+    assert line(text, "CPU per request").endswith("| at most 0.7 | **missed** |")
+    assert line(text, "compiled: CPU per request").endswith("| 0.6 x best Rust router | at most 0.7 | held |")
+
+
 def test_a_bar_takes_the_median_of_the_rounds() -> None:
     rounds = [plain("gateway", cpu) for cpu in (0.5, 0.6, 9.0)]
 
