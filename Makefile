@@ -66,7 +66,8 @@ wheel: $(STAMP)  ## dist/skygate-*.whl, for every platform
 
 COMPILE := HATCH_BUILD_HOOK_ENABLE_CUSTOM=true
 TREE := build/compiled/tree
-COMPILED_TESTS := tests/gateway tests/e2e tests/replicas/test_board.py
+COMPILED_TESTS := $(wildcard tests/gateway/test_*.py) tests/replicas/test_board.py \
+	$(patsubst %,tests/e2e/test_%.py,chaos kill reload replica_tls restart)
 
 wheel-compiled: $(STAMP)  ## the same with its hot modules compiled, for this platform and Python
 	@$(COMPILE) $(BIN)/python -m hatchling build -t wheel
