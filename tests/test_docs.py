@@ -142,7 +142,7 @@ def test_every_variable_named_exists(readme: str) -> None:
 
 
 def test_every_flag_named_in_prose_exists(readme: str) -> None:
-    known = {row.option for row in SETTINGS} | set(_command_options())
+    known = {row.option for row in SETTINGS} | set(_command_options()) | {"--version"}
     known |= {
         "--api-key",
         "--enable-metrics",
