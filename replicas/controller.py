@@ -15,7 +15,6 @@ code. Outcomes of tasks become events at the next tick. One lock: ticks never ov
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -123,8 +122,7 @@ class Controller:
         self._wake.set()
 
     async def run(self) -> None:
-        """Tick each second, and at once when poked, until cancelled. A tick that raises is logged, not the
-        end."""
+        """Tick each second, at once when poked, until cancelled. One that raises is logged, not the end."""
         while True:
             self._wake.clear()
             try:
@@ -132,10 +130,17 @@ class Controller:
             except Exception:
                 log.exception("the tick failed; the next one is in a second")
                 await asyncio.sleep(TICK)
-            await asyncio.sleep(TICK_LEAST)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(TICK):  # 3.11's wait_for may swallow a cancellation
-                    await self._wake.wait()
+            rested = time.monotonic() + TICK_LEAST
+            await self._woken(TICK)
+            await asyncio.sleep(max(0.0, rested - time.monotonic()))
+
+    async def _woken(self, seconds: float) -> None:
+        """Wait for a poke, so long at most."""
+        timer = asyncio.get_running_loop().call_later(seconds, self._wake.set)
+        try:
+            await self._wake.wait()
+        finally:
+            timer.cancel()
 
     async def tick(self) -> None:
         async with self._lock:
@@ -185,7 +190,9 @@ class Controller:
         probes, loads = self.prober.results, self.loads.results
         instances = look.instances
         if instances is not None:
-            instances = {id: replace(i, detail=masked(i.detail)) for id, i in instances.items()}
+            instances = {
+                id: replace(i, detail=masked(i.detail)) if i.detail else i for id, i in instances.items()
+            }
         seen = Evidence(now, instances, look.number, probes, loads, released)
         for fleet in self.fleets.values():
             for outcome in outcomes:
@@ -367,9 +374,7 @@ class Controller:
             if limit is not None and time.monotonic() - began >= limit:
                 return sorted(remaining)
             self._wake.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._wake.wait()
+            await self._woken(pause)
 
     def status(self) -> dict[str, Any]:
         """The shape of GET /admin/status."""

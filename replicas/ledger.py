@@ -196,7 +196,8 @@ def _placed(entry: Entry, r: Replica) -> Entry:
     spot = plan.use_spot if r.spot is None else r.spot
     if spot is None and before:
         spot = before.spot
-    return replace(entry, plan=r.plan, region=region, spot=spot)
+    same = (entry.plan, entry.region, entry.spot) == (r.plan, region, spot)
+    return entry if same else replace(entry, plan=r.plan, region=region, spot=spot)
 
 
 def _grown(entry: Entry, now: float, *, ready: bool, busy: bool) -> Entry:

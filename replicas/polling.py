@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import os
 import ssl
 from collections.abc import Mapping
@@ -48,7 +49,7 @@ class Client:
         that meets a kept connection which the replica had closed is asked on a new one. Raises PollError.
         """
         try:
-            request = _request(url, headers or {}, body)
+            request = _request(url, tuple((headers or {}).items()), body)
             async with asyncio.timeout(within):
                 return await self._ask(url, context, request)
         except (OSError, ValueError) as error:
@@ -61,9 +62,7 @@ class Client:
         self._kept = None
 
     async def _ask(self, url: str, context: ssl.SSLContext | None, request: bytes) -> Answer:
-        parts = urlsplit(url)
-        secure = parts.scheme == "https"
-        host, port = parts.hostname or "", parts.port or (443 if secure else 80)
+        host, port, secure = _address(url)
         whom = (host, port, secure, context)
         kept, self._kept = self._kept, None
         if kept is not None and kept.whom == whom and kept.idle <= KEEP_SECONDS:
@@ -87,14 +86,22 @@ class Client:
         return answer
 
 
-def _request(url: str, headers: Mapping[str, str], body: bytes | None) -> bytes:
+@functools.lru_cache(maxsize=256)  # of every replica the same two are asked
+def _address(url: str) -> tuple[str, int, bool]:
+    parts = urlsplit(url)
+    secure = parts.scheme == "https"
+    return parts.hostname or "", parts.port or (443 if secure else 80), secure
+
+
+@functools.lru_cache(maxsize=256)
+def _request(url: str, headers: tuple[tuple[str, str], ...], body: bytes | None) -> bytes:
     """Raises PollError, which does not quote what it is about: a key may be in there."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise PollError("its URL is not one of http(s)://host:port")
     host = parts.netloc.rpartition("@")[2]
     sent = {"host": host, "accept": "*/*", "accept-encoding": "identity", "user-agent": "skygate"}
-    sent |= {name.lower(): value for name, value in headers.items()}
+    sent |= {name.lower(): value for name, value in headers}
     if body is not None:
         sent |= {"content-type": "application/json", "content-length": str(len(body))}
     path = quote(parts.path or "/", _PATH) + (f"?{quote(parts.query, _QUERY)}" if parts.query else "")

@@ -98,6 +98,7 @@ class Prober:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _probe(self, id: str) -> None:
+        loop = asyncio.get_running_loop()
         with contextlib.closing(Client()) as client:
             while True:
                 target, now = self._targets[id], self._now[id]
@@ -106,9 +107,11 @@ class Prober:
                 error = await self._ask(client, target)
                 self._store(id, error, self._clock() - asked)
                 hurry = target.eager or error is not None
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(min(EAGER, target.interval) if hurry else target.interval):
-                        await now.wait()
+                timer = loop.call_later(min(EAGER, target.interval) if hurry else target.interval, now.set)
+                try:
+                    await now.wait()
+                finally:
+                    timer.cancel()
 
     async def _ask(self, client: Client, target: ProbeTarget) -> str | None:
         """None = 200; else what was wrong, in a few words."""
