@@ -124,6 +124,8 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         if self._done:  # bytes past the end
             self._keep = False
+        else:
+            self._framed = False  # of an interim answer before
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head += len(name) + len(value)

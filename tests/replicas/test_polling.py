@@ -123,8 +123,9 @@ def floods(head: bytes, piece: bytes = FLOOD) -> Script:
         b"HTTP/1.1 200 OK\r\n\r\nbody",
         b"HTTP/1.0 200 OK\r\n\r\nbody",
         b"HTTP/1.1 102 Wait\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody",
+        b"HTTP/1.1 103 Hints\r\nContent-Length: 0\r\n\r\nHTTP/1.1 200 OK\r\n\r\nbody",
     ],
-    ids=["content-length", "chunked", "until-close", "http-1.0", "interim"],
+    ids=["content-length", "chunked", "until-close", "http-1.0", "interim", "interim-until-close"],
 )
 async def test_an_answer_ends_where_its_framing_says_in_however_many_pieces(
     client: Client, answer: bytes
