@@ -57,11 +57,6 @@ class Errands:
     def __bool__(self) -> bool:
         return bool(self._launches or self._terminations)
 
-    @property
-    def ended(self) -> bool:
-        """Whether there is anything to take."""
-        return bool(self._outcomes)
-
     def take(self) -> list[Outcome]:
         outcomes, self._outcomes = self._outcomes, []
         return outcomes

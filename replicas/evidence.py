@@ -96,13 +96,16 @@ class Lookout:
         found = "unknown" if self.instances is None else len(self.instances)
         return f"<Lookout number={self.number} instances={found}>"
 
-    async def look(self, now: float, doubts: Collection[str] = (), *, changed: bool = False) -> None:
+    def outdate(self) -> None:
+        """A launch or an end has come to its end: where a new replica is reached, only a look that begins
+        from now on can tell."""
+        self._outdated = True
+
+    async def look(self, now: float, doubts: Collection[str] = ()) -> None:
         """A look, if one is due: by the time, or at once.
 
-        `doubts`: ids whose probes fail; for each new one it is due, and trusts no memory. `changed`: a launch
-        or an end has come to its end; where the new replica is reached, only a look can tell.
+        `doubts`: ids whose probes fail; for each new one it is due, and trusts no memory.
         """
-        self._outdated |= changed
         self._doubted = {id: at for id, at in self._doubted.items() if id in doubts}
         # A clock that was set back puts no look off.
         fresh = frozenset(id for id in doubts if not 0 <= now - self._doubted.get(id, -DOUBT) < DOUBT)

@@ -104,6 +104,29 @@ async def test_a_launch_that_ends_is_looked_at_and_probed_in_the_tick_that_hears
     assert list(world.prober.targets) == [world.id(1)]
 
 
+async def test_one_that_ends_while_a_tick_waits_for_a_look_has_a_look_of_its_own(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence, "LOOK_WAIT", HOUR)
+    provisioner, gate = world.provisioner, asyncio.Event()
+    provisioner.gate, instances = gate, provisioner.instances
+    world.waits(1)
+    await world.step()
+
+    async def before_it_ended(fresh: Collection[str] = ()) -> dict[str, Instance]:
+        found: dict[str, Instance] = await instances(fresh)
+        gate.set()
+        while world.controller._errands:  # noqa: ASYNC110 (one turn of the loop each)
+            await asyncio.sleep(0)
+        return found
+
+    provisioner.instances = before_it_ended
+    await world.step()
+    provisioner.instances = instances
+    await world.step(0.0)
+    assert list(world.prober.targets) == [world.id(1)]
+
+
 async def test_the_tick_that_hears_of_the_first_good_probe_publishes_the_replica(world: Any) -> None:
     world.waits(1)
     await world.steps(2, 0.0)
