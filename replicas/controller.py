@@ -102,7 +102,7 @@ class Controller:
         self._wake = asyncio.Event()
         self._lookout = Lookout(provisioner, settings.look_every, [s.name for s in services], self.poke)
         self._alarm = Alarm(provisioner, settings.dead_man)
-        self._errands = Errands(provisioner, self._ended, self._mask)
+        self._errands = Errands(provisioner, self._lookout.outdate, self._mask)
         self._strays = Strays(table.owner, self._errands)
         self._publisher = Publisher(table, board, control)
         self._journal = Journal(table)
@@ -120,11 +120,6 @@ class Controller:
     def poke(self, _worker: int | None = None) -> None:
         """Tick at once: something has happened. May be given to ControlServer as `on_change`."""
         self._wake.set()
-
-    def _ended(self) -> None:
-        """A launch or a termination has."""
-        self._lookout.outdate()
-        self.poke()
 
     async def run(self) -> None:
         """Tick each second, at once when poked, until cancelled. One that raises is logged, not the end."""

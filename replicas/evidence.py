@@ -67,7 +67,8 @@ class Lookout:
     Mutable: the last answer and its number, which grows with each look begun: a look that began before a
     replica was launched says nothing about that replica. And when each replica that does not answer was last
     asked about afresh. `others`: what is not ours and looks as if it were these services'; nothing is
-    concluded from it. `on_news` is called when no tick waits for a look any more and it says something new.
+    concluded from it. `on_news` is called when a look is due at once, and when no tick waits for one any more
+    and it says something new.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Lookout:
         """A launch or an end has come to its end: where a new replica is reached, only a look that begins
         from now on can tell."""
         self._outdated = True
+        self._on_news()
 
     async def look(self, now: float, doubts: Collection[str] = ()) -> None:
         """A look, if one is due: by the time, or at once.
