@@ -221,11 +221,17 @@ async def serve(worker: Worker, sock: socket.socket, child: Child) -> None:
 
     loop.add_signal_handler(signal.SIGHUP, reload)
     reload()  # what was said before anybody listened
+    told = asyncio.Event()  # `cancel` does nothing in the turn of the loop in which the start ends
+
+    def stop() -> None:
+        told.set()
+        starting.cancel()
+
     for number in _STOP_SIGNALS:
-        loop.add_signal_handler(number, starting.cancel)  # until the server takes the signals over
-    try:
+        loop.add_signal_handler(number, stop)  # until the server takes the signals over
+    with contextlib.suppress(asyncio.CancelledError):
         await starting
-    except asyncio.CancelledError:
+    if told.is_set() or starting.cancelled():
         await worker.close()
         return
     _quiet_collector()

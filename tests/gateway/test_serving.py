@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,7 +14,10 @@ import pytest
 import uvicorn
 import uvloop
 
+from gateway.app import serve
+from gateway.child import Child
 from gateway.serving import Server
+from gateway.settings import make as make_settings
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -105,3 +110,32 @@ def test_a_connection_accepted_in_the_turn_of_the_stop_is_closed_with_the_others
                 await asyncio.wait_for(serving, 5)
 
     uvloop.run(stop_as_one_comes())
+
+
+async def test_a_worker_that_is_told_to_stop_in_the_turn_in_which_its_start_ends_does_not_serve(
+    tmp_path: Path,
+) -> None:
+    settings = make_settings(state_dir=tmp_path)
+    loop: Any = asyncio.get_running_loop()
+
+    class Starting:
+        closed = False
+
+        def __init__(self) -> None:
+            self.settings = settings
+
+        async def start(self) -> None:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.call_soon(loop._signal_handlers[number]._run)
+
+        async def close(self) -> None:
+            self.closed = True
+
+        def reload(self, settings: Any) -> None: ...
+
+    worker: Any = Starting()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with asyncio.timeout(5):
+            await serve(worker, listener, Child(settings, 0, None, -1, -1))
+    loop.remove_signal_handler(signal.SIGHUP)
+    assert worker.closed
