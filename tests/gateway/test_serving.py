@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-import time
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +41,8 @@ async def turns(n: int) -> None:
         await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("date", [False, True])
-async def test_it_stops_within_three_turns_of_the_event_loop(date: bool) -> None:
-    server = make(date_header=date)
+async def test_it_stops_within_three_turns_of_the_event_loop() -> None:
+    server = make()
     serving = asyncio.create_task(server.main_loop())
     await turns(3)
     assert (server.should_exit, serving.done()) == (False, False)
@@ -61,8 +59,8 @@ async def test_it_stops_at_once_that_was_told_to_before_it_began() -> None:
     assert server.ticks == 1
 
 
-async def test_without_a_date_header_nothing_wakes_it() -> None:
-    server = make(date_header=False, server_header=False, headers=[("x-kept", "yes")])
+async def test_nothing_wakes_it() -> None:
+    server = make(server_header=False, headers=[("x-kept", "yes")])
     server.config.load()
     serving = asyncio.create_task(server.main_loop())
     await asyncio.sleep(0.25)  # uvicorn's own would have ticked three times
@@ -72,10 +70,7 @@ async def test_without_a_date_header_nothing_wakes_it() -> None:
     await serving
 
 
-async def test_the_date_of_an_answer_is_that_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.serving.DATE_SECONDS", 0.01)
-    now = 1_800_000_000.0
-    monkeypatch.setattr(time, "time", lambda: now)
+async def test_an_answer_has_no_date_as_it_would_be_an_old_one() -> None:
     called = asyncio.Event()
     server = make()
     server._serves = called.set
@@ -83,11 +78,8 @@ async def test_the_date_of_an_answer_is_that_of_now(monkeypatch: pytest.MonkeyPa
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         await asyncio.wait_for(called.wait(), 5)
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
-            assert (await client.get("/")).headers["date"] == "Fri, 15 Jan 2027 08:00:00 GMT"
-            now += 3600
-            async with asyncio.timeout(5):
-                while (await client.get("/")).headers["date"] != "Fri, 15 Jan 2027 09:00:00 GMT":
-                    pass
+            answer = await client.get("/")
+        assert (answer.status_code, answer.headers.get("date")) == (200, None)
         server.should_exit = True
         await serving
 
