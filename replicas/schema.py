@@ -65,6 +65,10 @@ class ReadinessProbe(_Strict):
                 return json.loads(value)
             except ValueError:
                 return value  # a string is not what the field allows, and the message says so
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:  # a date, as YAML reads one without quotes
+            raise ValueError(f"cannot be sent as JSON ({error}); quote it") from None
         return value
 
 

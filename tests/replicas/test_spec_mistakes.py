@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import Any
 
 import pytest
@@ -85,6 +86,11 @@ from .yamls import POLICY, RUN, document, refusal
         (
             document({"readiness_probe": {"path": "/", "post_data": "[1]"}}),
             "service.readiness_probe.post_data: must be a JSON object or a string that holds one, not [1]",
+        ),
+        (
+            document({"readiness_probe": {"path": "/", "post_data": {"since": date(2026, 1, 2)}}}),
+            "service.readiness_probe.post_data: cannot be sent as JSON (Object of type date is not JSON"
+            " serializable); quote it",
         ),
         (
             document({"readiness_probe": {"path": "/", "headers": {"X": 5}}}),
