@@ -101,9 +101,11 @@ def _request(url: str, headers: tuple[tuple[str, str], ...], body: bytes | None)
         raise PollError("its URL is not one of http(s)://host:port")
     host = parts.netloc.rpartition("@")[2]
     sent = {"host": host, "accept": "*/*", "accept-encoding": "identity", "user-agent": "skygate"}
+    if body is not None:
+        sent["content-type"] = "application/json"
     sent |= {name.lower(): value for name, value in headers}
     if body is not None:
-        sent |= {"content-type": "application/json", "content-length": str(len(body))}
+        sent["content-length"] = str(len(body))
     path = quote(parts.path or "/", _PATH) + (f"?{quote(parts.query, _QUERY)}" if parts.query else "")
     lines = [f"{'GET' if body is None else 'POST'} {path} HTTP/1.1"]
     lines += [f"{name}: {value}" for name, value in sent.items()]

@@ -168,6 +168,16 @@ async def test_a_json_body_is_posted(client: Client) -> None:
     async with replica(script) as here:
         assert (await client.ask(here.url + "/x y", 5.0, body=b'{"a":1}')).status == 200
         assert b"\r\ncontent-length: 7\r\n" in here.heard[0]
+        assert b"\r\ncontent-type: application/json\r\n" in here.heard[0]
+
+
+async def test_a_type_that_was_given_for_the_body_is_sent_and_a_length_is_not(client: Client) -> None:
+    given = {"Content-Type": "application/x-ndjson", "Content-Length": "9"}
+    async with replica(for_ever) as here:
+        await client.ask(here.url, 5.0, headers=given, body=b"{}")
+        assert b"\r\ncontent-type: application/x-ndjson\r\n" in here.heard[0]
+        assert b"\r\ncontent-length: 2\r\n" in here.heard[0]
+        client.close()
 
 
 async def once_then_closes_when_asked_again(peer: Peer) -> None:
