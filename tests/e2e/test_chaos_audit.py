@@ -125,3 +125,9 @@ def test_a_board_that_is_not_at_rest_is_found(tmp_path: Path) -> None:
 )
 def test_memory_that_only_grows_is_found(seen: list[int], grown: bool) -> None:
     assert bool(audit.memory({("worker", 1): seen, ("controller", 2): [40] * 40})) is grown
+
+
+def test_what_holds_no_requests_has_less_to_grow_by() -> None:
+    seen = [60] * 20 + [65] * 20
+    assert audit.memory({("worker", 1): seen}) == []
+    assert audit.memory({("controller", 2): seen}) == ["controller 2 has grown from 60 to 65 MiB in 40 s"]
