@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import ssl
 import time
 from collections import deque
@@ -28,6 +29,7 @@ EVERY: Final = 1.0  # s
 EVERY_WITHOUT: Final = 30.0  # s between polls of a server that has no /v1/loads
 TIMEOUT: Final = 3.0  # s
 UNKNOWN_WINDOW: Final = 16  # requests; until the first report
+MOST: Final = 1_000_000_000  # requests; a report that counts more is broken, and fits neither board nor table
 SMOOTHED: Final = 2
 """Polls, the least of which counts: a request that has ended may still be in a report (up to 0.4 s old), not
 in two."""
@@ -168,6 +170,9 @@ def read(reply: Answer) -> Load | None:
         speeds = [float(rank["gen_throughput"]) for rank in ranks if rank.get("gen_throughput") is not None]
         stamps = [float(rank["timestamp"]) for rank in ranks if rank.get("timestamp") is not None]
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None
+    counted = max(map(abs, (running, waiting, sum(limits)))) <= MOST
+    if not counted or not all(map(math.isfinite, (sum(speeds), *stamps))):
         return None
     return Load(
         running=running,

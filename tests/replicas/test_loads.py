@@ -216,3 +216,20 @@ def test_the_speed_is_that_of_all_ranks_while_requests_run_and_none_where_it_is_
     assert speed(1, 11.5, 20.0) == 31.5
     assert speed(0, 11.5) == 0.0   # SGLang goes on to report its last batch
     assert speed(1, None) is None
+
+
+@pytest.mark.parametrize("name", ["num_running_reqs", "num_waiting_reqs", "max_running_requests"])
+async def test_a_count_past_all_bounds_is_no_report_and_the_next_poll_comes(rig: Rig, name: str) -> None:
+    ranks = [{"num_running_reqs": 1, "num_waiting_reqs": 2, "max_running_requests": 4} | {name: 10**30}]
+    rig.replica.body = json.dumps({"loads": ranks})
+    rig.keep()
+    await rig.polls(2)
+    assert rig.poller.results == {}
+    rig.replica.body = RECORDED
+    await rig.until(lambda load: load.supported is True)
+
+
+@pytest.mark.parametrize("name", ["gen_throughput", "timestamp"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_is_no_report(name: str, value: float) -> None:
+    assert read(response({"loads": [{"num_running_reqs": 1, "num_waiting_reqs": 0, name: value}]})) is None
