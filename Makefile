@@ -50,7 +50,7 @@ chaos: $(STAMP)  ## 100,000 requests while replicas, workers and controller are 
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
 lint: $(STAMP)  ## style and types
-	@$(BIN)/ruff check gateway replicas tests bench
+	@$(BIN)/ruff check gateway replicas tests bench hatch_build.py
 	@$(BIN)/mypy
 
 check: lint test  ## what CI runs
