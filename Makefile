@@ -84,7 +84,7 @@ build/compiled/.built: $(STAMP) pyproject.toml hatch_build.py $(wildcard gateway
 
 BENCH_BUILD := bench/build
 
-bench: $(STAMP) $(BENCH_BUILD)/loadgen $(BENCH_BUILD)/upstream  ## the data plane measured beside its peers (ARGS=--help)
+bench: compiled $(BENCH_BUILD)/loadgen $(BENCH_BUILD)/upstream  ## the data plane measured beside its peers (ARGS=--help)
 	@$(BIN)/python -m bench run $(ARGS)
 
 bench-peers: $(STAMP)  ## nginx, haproxy and the routers for `make bench`, into ~/.cache/skygate-bench
