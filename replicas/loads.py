@@ -122,13 +122,12 @@ class LoadPoller:
         recent: deque[int] = deque(maxlen=SMOOTHED)
         with contextlib.closing(Client()) as client:
             while True:
-                began = time.monotonic()
                 before = self._board.in_flight(target.slot)
                 reply = await self._ask(client, target)
                 if reply is not None:
                     self._store(id, target, reply, before, recent)
                 pause = EVERY_WITHOUT if self.results.get(id, Load()).supported is False else EVERY
-                await asyncio.sleep(max(0.05, pause - (time.monotonic() - began)))
+                await asyncio.sleep(until_next(pause, time.monotonic()))
 
     async def _ask(self, client: Client, target: LoadTarget) -> Answer | None:
         headers = {"authorization": f"Bearer {target.key}"} if target.key else {}
@@ -156,6 +155,15 @@ class LoadPoller:
         self._board.cells[self._board.window + target.slot] = self.window(id)
         if window != self.window(id):
             self._on_change()
+
+
+def until_next(pause: float, now: float) -> float:
+    """Seconds to the next moment at which replicas are polled, half a pause at least.
+
+    It is the same for all, so that the controller wakes once for them: each wake takes 0.2 ms of its CPU.
+    """
+    wait = pause - now % pause
+    return wait if wait >= pause / 2 else wait + pause
 
 
 def read(reply: Answer) -> Load | None:

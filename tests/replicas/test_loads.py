@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from replicas.board import Board
-from replicas.loads import Load, LoadPoller, LoadTarget, read
+from replicas.loads import Load, LoadPoller, LoadTarget, read, until_next
 from replicas.polling import Answer
 
 # GET /v1/loads?include=core of SGLang 0.5.23, as recorded, with one request running and two waiting
@@ -80,7 +80,7 @@ class Rig:
 
 @pytest.fixture
 async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
-    monkeypatch.setattr("replicas.loads.EVERY", 0.0)
+    monkeypatch.setattr("replicas.loads.EVERY", 0.01)
     replica = Replica()
     server = await asyncio.start_server(replica.serve, "127.0.0.1", 0)
     replica.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -171,6 +171,13 @@ async def test_a_replica_that_is_not_kept_is_forgotten(rig: Rig) -> None:
     assert rig.poller.results == {}
     assert repr(rig.poller) == "<LoadPoller of 0>"
     assert "k3y" not in repr(LoadTarget("http://x", 1, "k3y"))
+
+
+@pytest.mark.parametrize("now", [0.0, 0.2, 0.5, 0.51, 7.999, 123456.75])
+def test_all_replicas_are_polled_in_the_same_moments_none_twice_at_once(now: float) -> None:
+    wait = until_next(1.0, now)
+    assert round(now + wait, 6) % 1.0 == 0.0
+    assert 0.5 <= wait < 1.5
 
 
 def response(body: Any, status: int = 200) -> Answer:
