@@ -114,9 +114,12 @@ def publish(measurements: Sequence[Measurement], readme: Path = README, own: Pat
     measured = {m["workload"] for m in measurements if m["target"] == "gateway"}
     if missing := sorted({column.workload for column in SHOWN} - measured):
         raise ValueError(f"the README shows more than this run has; not measured: {', '.join(missing)}")
+    pages: list[tuple[Path, str]] = []
     for path, text in ((readme, summary(measurements)), (own, report(measurements))):
         before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
         _, end, after = rest.partition(END)
         if not end:
             raise ValueError(f"{path} has no {BEGIN.strip()} ... {END}")
-        path.write_text(f"{before}{begin}{text}\n{end}{after}", encoding="utf-8")
+        pages.append((path, f"{before}{begin}{text}\n{end}{after}"))
+    for path, page in pages:
+        path.write_text(page, encoding="utf-8")

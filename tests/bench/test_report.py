@@ -166,6 +166,15 @@ def test_one_command_renews_both_readmes_and_nothing_but_their_tables(tmp_path: 
     assert [copy.read_text() for copy in copies] == once
 
 
+def test_both_readmes_are_written_or_none(tmp_path: Path) -> None:
+    marked, unmarked = tmp_path / "README.md", tmp_path / "bench.md"
+    marked.write_text(f"{BEGIN}old\n{END}")
+    unmarked.write_text("no marks")
+    with pytest.raises(ValueError, match=r"bench\.md has no"):
+        publish(everything(), marked, unmarked)
+    assert marked.read_text() == f"{BEGIN}old\n{END}"
+
+
 def test_runs_of_two_commits_are_not_published_as_one(tmp_path: Path) -> None:
     other = measured("nginx", "A", where=HERE | {"commit": "commit fff0000"})
     with pytest.raises(MixedRuns, match="commit abc1234 and of commit fff0000"):
