@@ -45,7 +45,7 @@ class Endpoint:
     streams: bool = False
     beats: Beats = Beats.COMMENTS
     prompt: str | None = None
-    end: re.Pattern[bytes] = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\](?:[\r\n]|$)")
+    end: re.Pattern[bytes] = re.compile(rb"data:(?<![^\r\n]data:) ?\[DONE\](?:[\r\n]|$)")
     long_end: bool = False
     chunk: str | None = None
     anthropic: bool = False
@@ -74,7 +74,7 @@ _ROWS = (
         "/v1/responses",
         (("input",),),
         True,
-        end=re.compile(rb"(?:^|[\r\n])event: ?response\.(?:completed|incomplete|failed)[\r\n]"),
+        end=re.compile(rb"event:(?<![^\r\n]event:) ?response\.(?:completed|incomplete|failed)[\r\n]"),
         long_end=True,
         typed_errors=True,
     ),
@@ -83,7 +83,7 @@ _ROWS = (
         (("messages",), ("max_tokens",)),
         True,
         Beats.PING,
-        end=re.compile(rb"(?:^|[\r\n])event: ?message_stop[\r\n]"),
+        end=re.compile(rb"event:(?<![^\r\n]event:) ?message_stop[\r\n]"),
         anthropic=True,
         arrays=("messages",),
     ),
@@ -233,6 +233,8 @@ def between_events(tail: bytes) -> bool:
 
 def is_complete(tail: bytes, endpoint: Endpoint) -> bool:
     """Whether the stream's end marker is among its last bytes."""
+    # Each pattern begins with its literal, and looks back from there for the start of the line: the other way
+    # round there is nothing to search for quickly, and 4 KiB take 55 us instead of 2.
     return endpoint.end.search(tail) is not None
 
 

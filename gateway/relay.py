@@ -239,14 +239,15 @@ class Attempt:
         endpoint = self._exchange.endpoint
         if endpoint.long_end and not self._ended:
             self._ended = openai.is_complete(reply.tail + data, endpoint)
-        if connection.exhausted and (self._ended or openai.is_complete(reply.tail + data, endpoint)):
+        done = connection.done  # all that came is in `data`
+        if done and (self._ended or openai.is_complete(reply.tail + data, endpoint)):
             reply.finish(data)
             return
         reply.relay(data, now)
         if self._client.paused:
             connection.pause()
             self.look_again(now)
-        elif connection.exhausted or connection.closed:
+        elif done or connection.closed:
             self._news(connection)
 
     def writable(self) -> None:

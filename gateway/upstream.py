@@ -193,7 +193,8 @@ class Connection(asyncio.Protocol):
         data = buffer[0] if len(buffer) == 1 else b"".join(buffer)
         self._buffer = []
         self._size = 0
-        self.resume()
+        if self._paused:
+            self.resume()
         return data
 
     # --- asyncio.Protocol
