@@ -152,6 +152,7 @@ def test_every_flag_named_in_prose_exists(readme: str) -> None:
         "--ssl-keyfile",
         "--ssl-certfile",
     }  # SGLang's
+    known.add("--priority")  # the benchmark's
     prose = re.sub(r"```.*?```", "", readme, flags=re.DOTALL).replace("`--timeout=4000s`", "")  # gcloud's
     assert {flag for flag in re.findall(r"`[^`\n]*?(--[a-z-]+)", prose) if flag not in known} == set()
 
