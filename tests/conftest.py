@@ -30,6 +30,11 @@ if os.environ.get("TEST_COMPILED"):  # `make test-compiled`
             pytest.exit(f"{name} is not compiled: it is {found}", 3)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if os.environ.get("TEST_COMPILED"):  # mypyc's own await, from Python 3.12 on; ignored by default
+        config.addinivalue_line("filterwarnings", r"ignore:the \(type, exc, tb\) signature of throw")
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """What tests gave to `record_property("table", text)`."""
     for report in terminalreporter.getreports("passed"):
