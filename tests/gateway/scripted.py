@@ -148,6 +148,7 @@ class Scripted:
             for task in list(self._tasks):
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.sleep(0)  # from Python 3.12 on, gather takes no turn for what is done
         for writer in self._writers:  # a task that was cancelled before its first step closed nothing
             writer.transport.abort()
         await self._server.wait_closed()
