@@ -74,8 +74,8 @@ wheel-compiled: $(STAMP)  ## the same with its hot modules compiled, for this pl
 
 compiled: build/compiled/.built  ## build/compiled/tree, a copy of this one with those modules compiled
 	@rm -rf $(TREE) && mkdir -p $(TREE)
-	@cp -R gateway replicas config tests bench pyproject.toml README.md $(TREE)
 	@$(BIN)/python -m zipfile -e build/compiled/*.whl $(TREE)
+	@cp -R gateway replicas config tests bench pyproject.toml README.md $(TREE)
 
 build/compiled/.built: $(STAMP) pyproject.toml hatch_build.py $(wildcard gateway/*.py replicas/*.py)
 	@rm -rf build/compiled && mkdir -p build/compiled
