@@ -29,9 +29,10 @@ from gateway.errors import (
     UpstreamError,
 )
 from gateway.hold import monotonic_ns
-from gateway.patience import Patience, check_limit, check_wish, cold_headers, hold
-from gateway.relay import Attempt, counts_against
+from gateway.patience import Patience, check_wish, cold_headers, hold
+from gateway.relay import Attempt
 from gateway.reply import Reply
+from gateway.retries import judge, may_try_again
 from gateway.upstream import Stale
 from gateway.upstreams import Lease, Upstream, Upstreams
 
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
     from gateway.worker import Worker
 
 log = logging.getLogger(__name__)
-
-MAX_ATTEMPTS = 3
 
 
 class Exchange:
@@ -232,7 +231,7 @@ class Exchange:
         assert self.upstream is not None
         self._attempt = None
         if type(error) is not Stale:  # that one is sent again, in its place
-            self._judge(upstreams, self.upstream, error)
+            judge(upstreams, self.upstream, error)
             lease.release()
         if error is None:
             if self.client.paused:
@@ -311,12 +310,16 @@ class Exchange:
         The first may have been made; it ended with `error`. A stale connection costs no attempt and keeps its
         place.
         """
+        upstreams = self.upstreams
+        assert upstreams is not None
         avoid: list[str] = []
         try:
             while True:
                 if isinstance(error, UpstreamError):
-                    if not self._may_try_again(error, avoid):
+                    if not may_try_again(self, error, avoid):
                         raise error
+                    self.retried(error.cause)
+                    self.lease = upstreams.lease(self._since, len(self.body), avoid, again=True)
                     error = None
                 try:
                     await self._once(stale=error is not None)
@@ -325,26 +328,6 @@ class Exchange:
                     error = failed
         finally:
             error = None  # its traceback has this frame: no cycle
-
-    def _may_try_again(self, error: UpstreamError, avoid: list[str]) -> bool:
-        """Make ready for another attempt, if there is to be one. Raises HoldTimeout."""
-        upstreams = self.upstreams
-        assert upstreams is not None
-        assert self.upstream is not None
-        if isinstance(error, Undialable):
-            # Nothing was sent: no attempt. It waits for whoever can be dialled, as long as any hold may.
-            hopeless = error.lasting or self.patience.mode == "reject"
-            if hopeless and not upstreams.has_other_than(()):
-                return False
-            self.attempts -= 1
-            check_limit(self, upstreams)
-        else:  # nothing ran, or nothing was answered: safe to try elsewhere
-            avoid.append(self.upstream.id)
-            if self.attempts >= MAX_ATTEMPTS or not upstreams.has_other_than(avoid):
-                return False
-        self.retried(error.cause)
-        self.lease = upstreams.lease(self._since, len(self.body), avoid, again=True)
-        return True
 
     async def _once(self, *, stale: bool) -> None:
         """One attempt, in its lease."""
@@ -370,19 +353,12 @@ class Exchange:
         try:
             await attempt.run(fresh=fresh)
         except UpstreamError as error:
-            self._judge(upstreams, upstream, error)
+            judge(upstreams, upstream, error)
             raise
         else:
-            self._judge(upstreams, upstream, None)
+            judge(upstreams, upstream, None)
         finally:
             self._attempt = None
-
-    def _judge(self, upstreams: Upstreams, upstream: Upstream, error: Exception | None) -> None:
-        """What the attempt says of the replica."""
-        if error is None:
-            upstreams.succeeded(upstream)
-        elif isinstance(error, UpstreamError) and counts_against(error):
-            upstreams.failed(upstream, error.message, unreachable=isinstance(error, Undialable))
 
     def retried(self, cause: str) -> None:
         """The request is sent again, for this cause."""

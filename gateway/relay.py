@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from gateway import bodies, openai
 from gateway import headers as lines
-from gateway.errors import BadResponse, DiedMidway, End, NotTaken, Refused, UpstreamError, UpstreamTimeout
+from gateway.errors import BadResponse, DiedMidway, End, UpstreamTimeout
 from gateway.upstream import Connection, Stale
 from gateway.upstreams import Upstream, Upstreams
 
@@ -328,8 +328,3 @@ def _settle(future: asyncio.Future[None], error: Exception | None) -> None:
         future.set_result(None)
     else:
         future.set_exception(error)
-
-
-def counts_against(error: UpstreamError) -> bool:
-    """Whether an attempt's failure is the replica's fault: never a 4xx, never "queue full"."""
-    return not isinstance(error, NotTaken) and not (isinstance(error, Refused) and error.status < 500)

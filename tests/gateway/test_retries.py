@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway import routing, upstream
-from gateway.proxy import MAX_ATTEMPTS
+from gateway.retries import MAX_ATTEMPTS
 from replicas.simulator import SimConfig, Simulator
 
 from .conftest import Rig, chat, eventually

@@ -14,7 +14,7 @@ from replicas.provisioners.deadman import DeadMan
 from replicas.provisioners.skypilot import SkyPilotProvisioner
 from replicas.spec import Service
 
-from .fake_sky import WaitFor
+from .sky_records import WaitFor
 
 ID = "tiny-gw-0badcafe-1"
 

@@ -12,7 +12,7 @@ from replicas.provisioners.prices import AGAIN_SECONDS
 from replicas.provisioners.skypilot import SkyPilotProvisioner
 from replicas.spec import Service
 
-from .fake_sky import Cluster
+from .sky_records import Cluster
 
 ID = "tiny-gw-0badcafe-1"
 

@@ -10,7 +10,7 @@ import pytest
 from replicas.provisioners import prices
 from replicas.provisioners.prices import Prices
 
-from .fake_sky import Cluster
+from .sky_records import Cluster
 
 
 @pytest.fixture

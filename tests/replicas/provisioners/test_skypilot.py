@@ -14,7 +14,7 @@ from replicas.provisioners.attendant import base_url, internal_url
 from replicas.provisioners.skypilot import REFRESH_SECONDS, SkyPilotProvisioner
 from replicas.spec import Service
 
-from .fake_sky import WaitFor
+from .sky_records import WaitFor
 
 ID = "tiny-gw-0badcafe-1"
 

@@ -10,7 +10,7 @@ import pytest
 
 from replicas.lifecycle import State
 
-from ..provisioners.fake_sky import Cluster
+from ..provisioners.sky_records import Cluster
 
 # A thread of a killed gateway ends by SystemExit, which Python passes over in silence and pytest does not.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
