@@ -38,6 +38,7 @@ environment() { # of everything that talks to the bed's SkyPilot
   export SKYPILOT_DISABLE_USAGE_COLLECTION=1 SLURM_CONF=$BED/etc/slurm.conf
   # `import sky` takes 4 s of a core where nothing compiled is kept, and each command and process does it.
   export PYTHONPYCACHEPREFIX=$BED/pycache
+  export PYTHONPATH=$here/preload${PYTHONPATH:+:$PYTHONPATH}
   unset SKYPILOT_API_SERVER_ENDPOINT TMPDIR PYTHONDONTWRITEBYTECODE
 }
 
